@@ -104,9 +104,8 @@ def resolve_edges(
     where `leave_one` is set.
     """
     problems, origin = Problems(), dict[str, str]()
-    there_are = (
-        f"There are: {listed(list(existing), _SHOWN_EDGES) or 'none, the data set is empty'}."
-    )
+    edges = listed(list(existing), _SHOWN_EDGES) or "none, the data set is empty"
+    there_are = f"There are: {edges}."
     there_are += f" Groups of edges: {', '.join(groups)}." if groups else ""
     if not asked:
         problems.add(f"no forget edge was given. {there_are}")

@@ -22,8 +22,7 @@ from lunar_tune.models.catalog import ModelSpec, check_weights
 from lunar_tune.models.device import DeviceMemory, resolve_device
 from lunar_tune.models.loading import LoadedModel, from_hub, load_weights
 
-# Texts in a forward of a sentence-embedding model; such models are small.
-TEXTS_PER_BATCH = 64
+TEXTS_PER_BATCH = 64  # in a forward of a sentence-embedding model; such models are small
 
 
 class Refusals:

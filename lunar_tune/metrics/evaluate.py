@@ -21,12 +21,9 @@ if TYPE_CHECKING:
     from lunar_tune.engine.answering import Answerer, AnsweringRun
     from lunar_tune.engine.decoding import PlainAnswerer
 
-# Below this, a sum of recalls and the floor may differ by rounding alone.
-ROUNDING = 1e-9
-# Retain rows in a chunk at least: fewer cost as much.
-LEAST_CHUNK = 16
-# The sets that decide whether a trial is feasible and good.
-JUDGED = ("forget", "retain")
+ROUNDING = 1e-9  # by which a sum of recalls and the floor may differ by rounding alone
+LEAST_CHUNK = 16  # retain rows in a chunk at least: fewer cost as much
+JUDGED = ("forget", "retain")  # the sets that decide whether a trial is feasible and good
 
 
 class Question(NamedTuple):
@@ -223,10 +220,8 @@ def mean(values: Sequence[float]) -> float:
 def paired(
     rows: Sequence[AnswerRow], others: Sequence[AnswerRow]
 ) -> list[tuple[AnswerRow, AnswerRow | None]]:
-    """Return each row with the other answer to its question, in the order of the rows.
-
-    Without texts, questions can only be told apart where they have numbers.
-    """
+    """Return each row with the other answer to its question, in the order of the rows."""
+    # Without texts, questions can only be told apart where they have numbers.
     numbered = all(row.row is not None for row in (*rows, *others))
 
     def key(row: AnswerRow) -> tuple[Hashable, ...]:

@@ -26,8 +26,7 @@ from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
 
 HIT_RANK = 100  # src/eval_util.py of the published code at dfa56eb
-# Logits held at a time: in float32 and with what is computed from them about half a GiB.
-LOGITS_AT_ONCE = 2**25
+LOGITS_AT_ONCE = 2**25  # held in float32, with what is computed from them about half a GiB
 # What each answer has a score of.
 QUANTITIES = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_strength")
 

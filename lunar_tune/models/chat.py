@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,24 +116,16 @@ def _rendered(
     return str(rendered)
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Iterable[str],
-    chat: ChatFormat,
-    *,
-    family: str,
-) -> tuple[tuple[int, ...], ...]:
-    """Return each question's prompt as token ids, with at most one beginning-of-sequence token."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
+) -> tuple[int, ...]:
+    """Return a question's prompt as token ids, with at most one beginning-of-sequence token."""
+    text = render_prompt(tokenizer, question, chat, family=family)
     special = chat.template == PUBLISHED  # whose turns have none; chat templates write their own
-    bos = tokenizer.bos_token_id
-    encoded = []
-    for question in questions:
-        text = render_prompt(tokenizer, question, chat, family=family)
-        ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        encoded.append(tuple(ids))
-    return tuple(encoded)
+    ids, bos = tokenizer(text, add_special_tokens=special)["input_ids"], tokenizer.bos_token_id
+    while bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    return tuple(ids)
 
 
 def end_of_turn(

@@ -26,14 +26,11 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 GIB: Final = 2**30
-# A device is never planned to the last byte: fragments and libraries take their share.
-USABLE_SHARE: Final = 0.9
-# What a model needs beside its weights: what one prompt computes, the libraries' own buffers. More
-# than that is used where there is more.
+USABLE_SHARE: Final = 0.9  # of what is free: fragments and libraries take their share
+# What a model needs at least beside its weights: what one prompt computes, the libraries' buffers.
 WORKING_BYTES: Final = GIB // 2
 WORKING_SHARE: Final = 0.05
-# Trained wholly, a parameter is float32, and so are its gradient and AdamW's two moments.
-TRAINED_BYTES: Final = 4 * 4
+TRAINED_BYTES: Final = 4 * 4  # float32 of a parameter, its gradient and AdamW's two moments
 
 
 def check_device_name(device: str) -> None:

@@ -46,11 +46,6 @@ class LoadedModel:
         return len(self.layout.blocks_of(self.model))
 
     @property
-    def family(self) -> str:
-        """The architecture's name, `config.model_type`."""
-        return str(self.model.config.model_type)
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
-from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.chat import ChatFormat, encode_prompt, end_of_turn
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ class Encoder:
 
     def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
         self._loaded, tokenizer = loaded, loaded.tokenizer
-        end = end_of_turn(tokenizer, chat, loaded.eos_ids)
+        end, family = end_of_turn(tokenizer, chat, loaded.eos_ids), loaded.model.config.model_type
 
         @cache
         def prompt(question: str) -> tuple[int, ...]:
-            return encode_prompts(tokenizer, [question], chat, family=loaded.family)[0]
+            return encode_prompt(tokenizer, question, chat, family=family)
 
         @cache
         def answer(text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from lunar_tune.models.chat import (
     FIXED_DATE,
     PUBLISHED,
     ChatFormat,
-    encode_prompts,
+    encode_prompt,
     end_of_turn,
     render_prompt,
 )
@@ -45,7 +45,7 @@ def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "
 def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     questions = [QUESTION, "Кто? 誰", QUESTION]
-    encoded = encode_prompts(tokenizer, iter(questions), ChatFormat(), family="qwen2")
+    encoded = [encode_prompt(tokenizer, one, ChatFormat(), family="qwen2") for one in questions]
     texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
     assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
     brief = ChatFormat(system_prompt="Be brief.")
@@ -84,7 +84,7 @@ def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: 
         )
     own, published = ChatFormat(), ChatFormat(template=PUBLISHED)
     for chat, has_one in ((own, written > 0), (published, adds_itself)):
-        (ids,) = encode_prompts(changed, ["pay"], chat, family="qwen2")
+        ids = encode_prompt(changed, "pay", chat, family="qwen2")
         assert list(ids).count(1) == has_one
         assert (ids[0] == 1) == has_one
 

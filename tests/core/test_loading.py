@@ -60,7 +60,8 @@ def test_a_folder_gives_what_was_saved(folder: Path, tokenizer: Tokenizer) -> No
     assert torch.equal(loaded.model(IDS).logits, build_model("llama")(IDS).logits)
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
-    assert (loaded.n_layers, loaded.family, loaded.device.type) == (3, "llama", "cpu")
+    assert (loaded.n_layers, loaded.device.type) == (3, "cpu")
+    assert loaded.model.config.model_type == "llama"
     text = "The 12 buyers pay 14 March."
     assert loaded.tokenizer.encode(text) == tokenizer.encode(text)
     assert load_model(spec(folder, dtype="float16")).model.dtype == torch.float16

@@ -15,7 +15,7 @@ from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.embedding import Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
-from lunar_tune.models.chat import encode_prompts
+from lunar_tune.models.chat import encode_prompt
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
 from lunar_tune.trial.spec import TrialSpec
@@ -38,11 +38,13 @@ def likelihoods_alone(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> di
     scores = {}
     for name in ("forget", "retain"):
         records = spec.data.asked(full=full)[name]
-        questions = [record.question for record in records]
-        prompts = encode_prompts(loaded.tokenizer, questions, spec.chat, family=loaded.family)
+        tokenizer, family = loaded.tokenizer, loaded.model.config.model_type
         pairs = [
-            Pair(prompt, (*loaded.tokenizer.encode(record.answer, add_special_tokens=False), END))
-            for prompt, record in zip(prompts, records, strict=True)
+            Pair(
+                encode_prompt(tokenizer, record.question, spec.chat, family=family),
+                (*tokenizer.encode(record.answer, add_special_tokens=False), END),
+            )
+            for record in records
         ]
         means = likelihood_means([likelihood_alone(loaded.model, pair) for pair in pairs])
         scores |= {f"{name}_{quantity}": value for quantity, value in means.items()}
