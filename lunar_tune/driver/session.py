@@ -199,8 +199,7 @@ class SearchSession:
         if result is None or not holds:
             problem = "misses a bound when evaluated in full"
             if result is None:
-                failure = outcome.failure
-                self._unconfirmed = failure.reason if failure is not None else NO_RESULT
+                self._unconfirmed = outcome.failure.reason if outcome.failure else NO_RESULT
                 problem = f"could not be evaluated in full ({escape(self._unconfirmed)})"
             self.console.print(f"trial {row.number} {problem}; the next best is confirmed instead")
             return
