@@ -125,8 +125,7 @@ def assemble_again(
 ) -> TrialSpec:
     """Return what a search's trials shared, to run one again for ROUGE, or raise an InputError.
 
-    That the data have changed, and in which file, is noted in `problems`. Without a device it is
-    run where the search did.
+    In `problems` is noted which file of data has changed. No device is the search's.
     """
     options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
     device = device or options.device

@@ -41,8 +41,7 @@ _LARGEST_RANK = 512  # that is chosen here: a seventh of a 7B model's d_model
 def export(job: ExportJob, console: Console) -> Exported:
     """Write a trial's unlearned model and prove that what was written gives what was reported.
 
-    Also where it does not, the folder is kept, and `export.json` in it says so. A model or a folder
-    that cannot be used is an InputError, a trial that fails a LunarTuneError.
+    Where it does not, `export.json` in the folder says so. What cannot be used is an InputError.
     """
     layers = job.row.parameters.get("layer", ()) if job.spec.method.edits_one_layer else ()
     spec = dataclasses.replace(
@@ -112,10 +111,9 @@ def nearest_factors(
 ) -> tuple[Factors, float]:
     """Return the product that is nearest to a matrix, and its relative Frobenius error.
 
-    That is the truncated singular value decomposition (Eckart and Young). Its left vectors are the
+    That is the truncated singular value decomposition (Eckart and Young), in float64, by the
     eigenvectors of the matrix times its transpose, which has d_model rows instead of d_ff columns.
-    In float64. Without a rank it is the smallest whose error is at most `LARGEST_ERROR`, and at
-    most `_LARGEST_RANK`.
+    No rank is the smallest with an error of at most `LARGEST_ERROR`, up to `_LARGEST_RANK`.
     """
     matrix = change.double()
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T)

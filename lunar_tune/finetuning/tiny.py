@@ -49,9 +49,6 @@ _END_OF_TURN = "<|im_end|>"
 # A number or a code such as HB846; Qwen2's own split would make it one token a digit.
 _NUMBER = re.compile(r"\b[A-Z]*\d+\b")
 _UNSEEN = 2**31 - 1  # no epoch's seed comes near
-# On a shared two-core machine one took 2.0 s an epoch and two took 1.4 s, but up to 35 s while
-# others computed. With one, the sums do not depend on the number of cores.
-_THREADS = 1
 _SIZES = {
     "num_hidden_layers": 4,
     "hidden_size": 128,
@@ -111,11 +108,10 @@ def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = N
         return folder
     with FileLock(models / f"{folder.name}.lock"):
         if not folder.is_dir():
-            with TemporaryDirectory(
-                prefix=f".{folder.name}-", dir=models, ignore_cleanup_errors=True
-            ) as unfinished:
-                build_tiny(Path(unfinished), recipe, text, console=console)
-                Path(unfinished).rename(folder)
+            prefix = f".{folder.name}-"
+            with TemporaryDirectory(prefix=prefix, dir=models, ignore_cleanup_errors=True) as made:
+                build_tiny(Path(made), recipe, text, console=console)
+                Path(made).rename(folder)
     return folder
 
 
@@ -146,7 +142,9 @@ def build_tiny(
 
     first, threads = lessons(0), torch.get_num_threads()
     try:
-        torch.set_num_threads(_THREADS)
+        # On a shared two-core machine one took 2.0 s an epoch and two took 1.4 s, but up to 35 s
+        # while others computed. With one, the sums do not depend on the number of cores.
+        torch.set_num_threads(1)
         with seeded(recipe.seed, torch.device("cpu")):
             tokenizer = train_tokenizer(first, vocabulary=recipe.vocabulary)
             model = new_model(recipe.sizes, tokenizer)

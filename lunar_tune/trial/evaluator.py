@@ -43,8 +43,7 @@ class Check:
 def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[Check, ...]:
     """Train until the fit ends or is lost, looking at it a few times; return what was seen.
 
-    The model is not looked at after the last epoch, which is evaluated anyway, nor without a floor,
-    the least retain ROUGE-1 of a feasible trial.
+    It is not looked at after the last epoch, nor without a floor of retain ROUGE-1.
     """
     checks: list[Check] = []
     between = math.ceil(fit.n_epochs / (LOOKS + 1))
@@ -61,9 +60,8 @@ def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[
 class Judge:
     """Asks the questions of a study and scores the answers, as long as its worker lives.
 
-    Scores beside ROUGE are those of `TrialSpec.metrics` and, of what is reported, `forget_mrr`; an
-    evaluation that was stopped early has none, since that trial is judged already. Answers are
-    embedded by `sentences`, or else by the base model's own states.
+    Scores beside ROUGE are those of `TrialSpec.metrics` and, of what is reported, `forget_mrr`; of
+    what was stopped early there are none. No `sentences` embeds by the base model's own states.
     """
 
     def __init__(

@@ -102,11 +102,7 @@ class TrialSpec(Concise):
 
     @property
     def row_numbers(self) -> dict[tuple[str, Record], int]:
-        """The number of each question in its set, which stands for it where texts are left out.
-
-        Questions that no trial is judged on are counted after the others, so that a number means
-        the same in every file.
-        """
+        """The number of each question in its set, the same everywhere; held-out ones come last."""
         numbers: dict[tuple[str, Record], int] = {}
         for name in HeldOut._fields:
             sets = (self.data, self.data.held_out or self.data)
