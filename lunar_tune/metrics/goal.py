@@ -272,18 +272,16 @@ def parse_constraint(text: str) -> Constraint:
         )
     name, written, value = found.groups()
     sense = {"≥": ">=", "≤": "<="}.get(written, written)
-    problems = Problems()
+    problems, bound = Problems(), math.nan
     metric = problems.attempt(lambda: find_metric(name, said=said))
-    bound = math.nan
     try:
         bound = float(value)
-    except ValueError:
-        problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
-    else:
         if metric is not None and not metric.may_be(bound):
             problems.add(
                 f"{said}: {metric.name} is a finite number from {metric.low:g} to {metric.high:g}."
             )
+    except ValueError:
+        problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")
     problems.raise_if_any()
     return Constraint(metric.name if metric is not None else name, sense, bound)
 

@@ -10,19 +10,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from lunar_tune.config.options import DTYPES
-from lunar_tune.errors import InputError, LunarTuneError, ModelError
+from lunar_tune.errors import InputError, LunarTuneError, ModelError, Result
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import CATALOG, ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
-Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 GIB: Final = 2**30

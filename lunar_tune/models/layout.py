@@ -66,14 +66,9 @@ LAYOUTS: dict[str, BlockLayout] = dict.fromkeys(
 _NORM_AFTER_MLP = "it normalises the MLP's output again before adding it to the residual stream"
 _EXPERTS = "its MLP is a mixture of experts, not one down-projection"
 UNSUITABLE: dict[str, str] = {
-    "gemma2": _NORM_AFTER_MLP,
-    "gemma3": _NORM_AFTER_MLP,
-    "gemma3_text": _NORM_AFTER_MLP,
-    "olmo2": _NORM_AFTER_MLP,
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "olmo2"), _NORM_AFTER_MLP),
     "granite": "it scales the MLP's output before adding it to the residual stream",
-    "mixtral": _EXPERTS,
-    "qwen2_moe": _EXPERTS,
-    "qwen3_moe": _EXPERTS,
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _EXPERTS),
 }
 
 

@@ -88,8 +88,7 @@ def as_loaded(
 
     An unsuitable family and one that nothing ends the answers of raise a ModelError.
     """
-    generation = model.generation_config
-    configured = generation.eos_token_id if generation is not None else None
+    configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     eos_ids = sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
     if not eos_ids:
