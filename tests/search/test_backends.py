@@ -59,7 +59,6 @@ def test_an_outcome_is_handed_over_once_and_its_warnings_said_without_secrets(
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Return what runs the tasks of this process."""
     runner = MagicMock()
     monkeypatch.setattr(backends, "TaskRunner", lambda _spec: runner)
     return runner
@@ -147,7 +146,6 @@ def trial_that_hangs():
 
 @pytest.mark.slow
 def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
-    """A search in a Ray that is dead; a trial, which leaves what it was doing."""
     names = ("search_that_hangs_in_a_dead_ray", "trial_that_hangs")
     lines = ([sys.executable, "-c", f"{ENDING}{name}()", str(tmp_path)] for name in names)
     both = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]

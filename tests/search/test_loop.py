@@ -61,13 +61,11 @@ class Heard:
         return self.loop.study
 
     def next(self, task_id: str) -> Task:
-        """Ask for a task that there is."""
         task = self.loop.next(task_id)
         assert isinstance(task, Task)
         return task
 
     def trials(self, *outcomes: Outcome) -> None:
-        """Run one trial after the other."""
         for outcome in outcomes:
             assert not self.loop.gave_up
             task_id = f"t{len(self.news)}"
@@ -97,7 +95,6 @@ def two_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(folder: Path, **options: Any) -> Heard:
-    """Return a loop that has the base model's scores."""
     one = Heard(folder, **options)
     assert one.next("base").kind == BASE_MODEL
     one.loop.take("base", base_model())
@@ -113,7 +110,6 @@ def heard(tmp_path: Path) -> Heard:
 def test_the_base_model_comes_first_and_everything_waits_for_it(
     tmp_path: Path, coefficient: float | None, prior: str | None
 ) -> None:
-    """Layers are scored with it where that is wanted."""
     heard = Heard(tmp_path, coefficient=coefficient)
     assert heard.next("1").layer_coefficient == coefficient
     assert heard.loop.next("2") is None
@@ -124,7 +120,6 @@ def test_the_base_model_comes_first_and_everything_waits_for_it(
 
 
 def test_a_model_that_is_refused_or_cannot_be_evaluated_ends_the_loop(tmp_path: Path) -> None:
-    """Or whose worker is lost three times."""
     heard = begun(tmp_path, refuses=True)
     assert (type(heard.loop.error), str(heard.loop.error)) == (InputError, "nothing to forget")
     assert heard.loop.next("1") == DONE
@@ -144,7 +139,6 @@ def test_a_model_that_is_refused_or_cannot_be_evaluated_ends_the_loop(tmp_path: 
 
 
 def test_a_task_is_a_trial_and_its_end_is_heard_when_the_study_has_it(heard: Heard) -> None:
-    """Trials at once are told apart."""
     tasks = [heard.next("ray-1"), heard.next("ray-2")]
     for number, task in enumerate(tasks):
         row = heard.study.row(number)

@@ -83,7 +83,6 @@ def test_a_configuration_comes_back_as_it_was(config: SearchConfig, tmp_path: Pa
     folder = written(config, tmp_path / "runs/n")
     stored = StoredConfig.read(folder).search
     assert stored == dataclasses.replace(config, output=(tmp_path / "runs").resolve(), name="n")
-
     derived = {"concurrency": 2, "tracking_uri": "sqlite:////elsewhere/mlflow.db"}
     text = configuration_document(config, given={}, derived=derived, resolved={})
     folder.config.write_text(text)
@@ -188,7 +187,6 @@ def begun(tmp_path: Path, **options: Any) -> tuple[SearchPlan, Folder]:
 
 
 def another(name: str, config: SearchConfig) -> Any:
-    """Return a value of an option's type that is not the one that it has."""
     kind = types_of(SearchConfig)[name]
     if "tuple" in str(kind):
         return ("other",)
@@ -224,7 +222,6 @@ def test_a_password_that_was_not_kept_is_asked_for(
     resumed(options, problems := Problems())
     (said,) = problems.messages
     assert "n: its store http://me:***@host wants a password" in said
-
     whole = "http://me:other@host"
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", whole)

@@ -306,7 +306,6 @@ def narrow(
     ranges: tuple[str, ...] = (),
     method: str = "lunar",
 ) -> SearchSpace:
-    """Narrow a space of four blocks as a plan does."""
     points = (point,) if point is not None else ()
     made, _ = configure_method(method, solver=None, fixed=read_assignments(fix))
     space = SearchSpace(method, made.variant, dict(kinds), points, "a test")
@@ -364,7 +363,6 @@ def test_what_has_no_meaning_is_refused(options: dict[str, Any], part: str) -> N
 
 
 def test_a_setting_that_is_fixed_is_searched_no_more() -> None:
-    """Starting points have what is fixed, and nothing else of theirs changes."""
     kinds = {**NPO, "rank": Whole(2, 16), "beta": Real(0.1, 1)}
     point = {"learning_rate": 1e-3, "rank": 4, "beta": 0.5}
     space = narrow(kinds, point, fix=("rank=8",), method="npo")

@@ -81,7 +81,6 @@ def planned(folder: Path, **options: Any) -> SearchPlan:
 
 
 def document_of(plan: SearchPlan) -> str:
-    """Return the `config.yaml` of a search as planned."""
     facts = {"uri": "sqlite:///x.db", "given": {}, "baseline": {}}
     return search_document(plan, name="n", resources=ONE_CPU, **facts)
 
@@ -136,7 +135,6 @@ def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path)
 
 
 def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -> None:
-    """And after it, where the scores tell nothing."""
     plan = planned(tmp_path, layer_prior="auto")
     assert plan.layer_coefficient == OWN["coefficient"]
     assert plan.space.values_of("layer") == plan.spec.layers == (0, 1, 2, 3)
@@ -293,7 +291,6 @@ def test_what_lies_outside_is_moved_and_what_does_not_fit_is_left_out(tmp_path: 
     assert first_trials(plan, tmp_path, 1) == [expected]
     moves = "layer 2 → 3 and coefficient 5.25 → 3.5 and learning_rate 0.001 → 0.01"
     assert starts(plan) == f"1 (found in {file} with {moves})"
-
     file = best_file(tmp_path, parameters={"layer": 9, "learning_rate": 0.001, "ridge": 1.0})
     text = starts(planned(tmp_path, start_from=(file,)))
     assert text.startswith(f"1 (the space's own); left out: found in {file} (")
@@ -390,7 +387,6 @@ def space_with(layer: Parameter) -> SearchSpace:
 
 
 def chosen(layer: Parameter, prior: LayerPrior) -> tuple[SearchSpace, int | None, str]:
-    """Return the space, the best layer, and what is said of them."""
     return choose_layers(space_with(layer), prior, origin="l.json")
 
 

@@ -66,19 +66,16 @@ def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def landscape(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Forget falls and retain falls as the model is moved further."""
     moved = parameters["coefficient"] / 8 * (1 + parameters["layer"]) / 4
     return trial_result(forget=1 - moved, retain=1 - moved / 2)
 
 
 def run_trials(study: Study, *scores: tuple[float, float]) -> None:
-    """Run trials that reach such forget and retain ROUGE-1."""
     for forget, retain in scores:
         complete(study, study.ask()[0], trial_result(forget, retain))
 
 
 def stored_in(folder: Path) -> StoredStudy:
-    """Read the journal as whoever only reads it does."""
     return StoredStudy.read(folder / "study.journal")
 
 
@@ -160,7 +157,6 @@ def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sam
 
 
 def test_feasible_is_a_constraint_of_at_most_zero(tmp_path: Path) -> None:
-    """And on a tie the trial that keeps more is better."""
     retained = {0.8: True, 0.9: True, math.nextafter(0.8, 0): False, 0.0: False}
     study = study_in(tmp_path, sampler="random")
     run_trials(study, *((0.5, retain) for retain in retained))
@@ -179,7 +175,6 @@ def test_scores_that_are_not_finite_or_not_there_fail_the_trial(tmp_path: Path) 
         assert (row.scores, row.feasible) == ({}, None)
         assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
         assert told.constraints == {BOUND: 0.8}
-
     (tmp_path / "other").mkdir()
     study = study_in(tmp_path / "other", constrain=("retain_perplexity<=3",))
     run_trials(study, (0.1, 0.9))
@@ -212,7 +207,6 @@ def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
     complete(study, 0, dataclasses.replace(trial_result(0.1, 0.9), evaluation=evaluation))
     study.ask()
     study.fail(1, "the loss became NaN", deterministic=True)
-
     told, row = frozen(tmp_path)[1], study.row(1)
     assert (told.state, told.value) == (TrialState.COMPLETE, value)
     assert dict(told.constraints) == {bound: violation}
@@ -231,7 +225,6 @@ def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(
     study.fail(number, reason, again=True)
     again = study_in(tmp_path)
     assert (again.row(0).failure, again.row(0).again, len(again.ended)) == (reason, True, 0)
-
     assert again.ask() == (1, parameters)
     assert again.attempts(1) == attempts
     complete(again, 1, trial_result(0.2, 0.9))
@@ -266,7 +259,6 @@ def test_a_starting_point_that_was_being_suggested_or_queued_is_not_lost(tmp_pat
     study_in(tmp_path)
     optuna_study(tmp_path).ask()
     assert study_in(tmp_path).ask() == (1, POINTS[0])
-
     (other := tmp_path / "other").mkdir()
     points = tuple({**POINTS[0], "coefficient": float(c)} for c in (1, 2, 3))
     space = dataclasses.replace(SPACE, starting_points=points)

@@ -40,7 +40,6 @@ LORA = dataclasses.replace(GA, variant="lora")
 
 
 def test_every_model_meets_all_data_methods_and_seeds_in_its_own_folder(tmp_path: Path) -> None:
-    """Also where names look alike."""
     cells = cells_of(["tiny", "qwen2.5-7b"], ["mini", "factual:arts"], PAPER_METHODS, seeds=2)
     assert [cell.model for cell in cells] == ["tiny"] * 24 + ["qwen2.5-7b"] * 24
     named = ["tiny-mini-lunar-adamw", "tiny-mini-lunar-adamw-seed1"]
@@ -113,7 +112,6 @@ def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_pa
 
 
 def told(folder: Path, outcomes: list[tuple[float, float]], **notes: Any) -> StoredStudy:
-    """Return a study with such forget and retain scores."""
     folder.mkdir(exist_ok=True)
     study = study_in(folder, starting_points=False)
     study.note("goal", GOAL)
@@ -149,7 +147,6 @@ def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path)
         ["unfinished", "1 of 3 trials"],
         ["not run", "the model does not know the data"],
     ]
-
     outcomes = [(0.0, 0.5), (0.3, 0.75), (0.2, 0.75)]
     missed = read_table({CELL: told(tmp_path / "missed", outcomes, num_trials=3)}, 3).iloc[0]
     assert (missed["state"], missed["tolerance_low"]) == ("infeasible", None)

@@ -98,7 +98,6 @@ def store(uri: str, finished: SearchResults) -> Iterator[Store]:
 
 
 def with_rows(search: SearchResults, count: int) -> SearchResults:
-    """Return a search of which only the first trials have ended, and none is confirmed."""
     study = dataclasses.replace(search.study, rows=search.rows[:count])
     return with_notes(dataclasses.replace(search, study=study), confirmed=None)
 
@@ -201,7 +200,6 @@ def test_failed_trials_and_long_curves_and_estimates_are_told(store: Store, tmp_
 
 
 def listed_by(store: Store, view: View) -> list[str]:
-    """Return the ids of the runs that a view lists, in its order."""
     tags = store.client.get_experiment(view.experiment).tags
     state = json.loads(json.loads(tags[f"mlflow.sharedViewState.{view.key}"])["state"])
     order = "attributes.start_time DESC"
@@ -256,7 +254,6 @@ def test_views_list_the_trials_of_searches_best_first(store: Store) -> None:
 
 
 def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
-    """Nothing is written again of trials that were written before."""
     sync(with_rows(store.search, 0), store.client, status="RUNNING")
     for number in range(len(SCORES)):
         client: Any = Watched(store.client)

@@ -64,7 +64,6 @@ class Node:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def path(self, inside: Path) -> Path:
-        """Return where this machine finds a file of the node."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def start(self, command: Sequence[str], *, log: Path, cwd: Path) -> subprocess.Popen[bytes]:
