@@ -19,6 +19,10 @@ N_RETAIN = 84
 DIGEST = "ab"
 
 
+class KilledError(BaseException):
+    """The end of a process."""
+
+
 def losses_of(answers: Path) -> tuple[float, ...]:
     """Return the loss curve that a file of answers has, read without the code under test."""
     return tuple(json.loads(pq.read_schema(answers).metadata[b"lunar_tune.losses"]))

@@ -9,10 +9,10 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
-from invented_searches import GOAL
+from invented_searches import GOAL, trial
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -21,20 +21,13 @@ from lunar_tune.display import shown_duration
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.progress import RECORD, SearchDisplay, printable, search_log
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow
+from lunar_tune.study.rows import FAILED, TrialRow
 
 
 def row(number: int, forget: float, retain: float, **more: float) -> TrialRow:
-    scores = {"forget_rouge1": forget, "retain_rouge1": retain, **more}
-    return TrialRow(
-        number=number,
-        state=COMPLETE,
-        parameters={"layer": number, "coefficient": 2.0, "learning_rate": 0.0031},
-        scores=scores,
-        objective=forget,
-        feasible=GOAL.is_kept(scores),
-        seconds={"trial": 1.25},
-    )
+    parameters = {"layer": number, "coefficient": 2.0, "learning_rate": 0.0031}
+    one = trial(number, forget, retain, parameters)
+    return dataclasses.replace(one, scores={**one.scores, **more}, seconds={"trial": 1.25})
 
 
 FAILURE = TrialRow(
@@ -125,9 +118,10 @@ def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     assert "none feasible yet" in shown(row(0, 0.1, 0.4), terminal=True)
 
 
-@pytest.mark.parametrize(
-    ("done", "moments", "budget", "left"),
-    [
+def test_time_left_is_the_pace_since_the_first_trial() -> None:
+    durations = {0.4: "0 s", 99: "99 s", 100: "2 min", 3600: "60 min", 7500: "2 h 05 min"}
+    assert {one: shown_duration(one) for one in durations} == durations
+    for done, moments, budget, left in (
         # The first takes 60 s, of which loading is a part, the next two 10 s each: seven are 70 s.
         (0, (60, 70, 80), None, "left 70 s"),
         (0, (60,), None, "left …"),
@@ -135,22 +129,16 @@ def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
         (4, (5, 10), None, "left 20 s"),
         # Eight of 10 s would take 80 s; after 30 s none starts: 10 s are left, and that trial's.
         (0, (10, 20), 30.0, "left 20 s"),
-    ],
-)
-def test_time_left_is_the_pace_since_the_first_trial(
-    done: int, moments: Sequence[int], budget: float | None, left: str
-) -> None:
-    durations = {0.4: "0 s", 99: "99 s", 100: "2 min", 3600: "60 min", 7500: "2 h 05 min"}
-    assert {one: shown_duration(one) for one in durations} == durations
-    now = [1000.0]
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=160, get_time=lambda: now[0])
-    with patch("time.monotonic", lambda: now[0]), SearchDisplay(console, GOAL) as display:
-        display.follow(10, [row(n, 0.5, 0.9) for n in range(done)], budget)
-        for number, moment in enumerate(moments, done):
-            now[0] = 1000.0 + moment
-            display.ended(row(number, 0.5, 0.9))
-    assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
+    ):
+        clock = MagicMock(return_value=1000.0)
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=True, width=160, get_time=clock)
+        with patch("time.monotonic", clock), SearchDisplay(console, GOAL) as display:
+            display.follow(10, [row(n, 0.5, 0.9) for n in range(done)], budget)
+            for number, moment in enumerate(moments, done):
+                clock.return_value = 1000.0 + moment
+                display.ended(row(number, 0.5, 0.9))
+        assert left in lines_of(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()))[-1]
 
 
 def test_what_is_done_beside_trials_replaces_what_was_shown(

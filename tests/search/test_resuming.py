@@ -45,7 +45,7 @@ from lunar_tune.study.folder import Folder, find_search
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.spec import TrialSpec
-from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, Task
+from lunar_tune.trial.tasks import Task
 
 SEVERAL = SearchConfig(
     model="qwen2.5-7b",
@@ -298,23 +298,26 @@ def test_a_search_has_one_process_and_a_dead_one_holds_nothing(tmp_path: Path) -
         pass
 
 
-def scripted(loop: SearchLoop, _spec: TrialSpec) -> None:
-    """Run tasks whose first full evaluation fails, and whose second misses the bound."""
-    confirmations = iter([failed("no memory"), ended(retain=0.5)])
-    while isinstance(task := loop.next("id"), Task):
-        outcome = base_model() if task.kind == BASE_MODEL else ended()
-        loop.take("id", next(confirmations) if task.kind == CONFIRMATION else outcome)
-
-
-def test_a_search_whose_full_evaluation_failed_says_so_and_is_not_finished(
+def test_a_search_that_finds_nothing_says_so_and_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A full evaluation fails, and the next misses the bound; or all trials fail."""
     monkeypatch.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
-    plan = plan_search(SearchConfig(output=tmp_path, name="n", num_trials=2))
-    folder = make_folder(plan.config, plan.spec)
-    console = Console(record=True, file=StringIO(), width=200)
-    assert session_of(plan, folder, scripted, console=console).run() == 3
-    said = "A full evaluation gave no answer (no memory). No setting is confirmed"
-    assert said in console.export_text()
-    assert not is_finished(folder, 2)
-    assert not folder.best.exists()
+    for told, code, said in (
+        ([ended()] * 8 + [failed("no memory")] + [ended(retain=0.5)] * 7, 3, "gave no answer (no"),
+        ([failed("the loss became NaN")] * 5, 4, "Stopped after 5 failed trials in a row"),
+    ):
+        outcomes = iter([base_model(), *told])
+
+        def scripted(loop: SearchLoop, _spec: TrialSpec, outcomes: Any = outcomes) -> None:
+            while isinstance(loop.next("id"), Task):
+                loop.take("id", next(outcomes))
+
+        plan = plan_search(SearchConfig(output=tmp_path, name=f"n{code}", num_trials=8))
+        folder = make_folder(plan.config, plan.spec)
+        console = Console(record=True, file=StringIO(), width=200)
+        assert session_of(plan, folder, scripted, console=console).run() == code
+        assert said in console.export_text()
+        assert not is_finished(folder, 8)
+        assert not folder.best.exists()
+        assert next(outcomes, None) is None

@@ -70,22 +70,6 @@ def test_a_model_that_does_not_know_the_data_is_refused(small: list[str], tmp_pa
     assert statuses(tmp_path / "runs") == ([], []), "there is no search to show"
 
 
-def test_a_search_whose_trials_all_fail_gives_up(small: list[str], tmp_path: Path) -> None:
-    diverging = ("--fix", "learning_rate=1e30", "--force", "--num-trials", "8")
-    done = here(small, tmp_path, *diverging)
-    assert done.exit_code == 4, done.stderr
-    rows, report = rows_of(tmp_path / "runs/n"), (tmp_path / "runs/n/report.md").read_text()
-    assert [row["state"] for row in rows] == ["failed"] * 5
-    for row in rows:
-        assert row["failure"]
-        assert row["forget_rouge1"] is row["feasible"] is None
-        assert f"- {row['number']}: {row['failure']}" in report
-    assert done.stdout.count("failed: ") == 5
-    assert statuses(tmp_path / "runs") == (["FINISHED"], ["FAILED"] * 5)
-    kept = [path.name for path in (tmp_path / "runs/n").glob("trials/*")]
-    assert kept == ["baseline.parquet"]
-
-
 SENTINEL = "s3nt1nel"
 SECRETS = (
     *("HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_lines import without_ray
+from made_outcomes import KilledError
 from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, run_trials, study_in
@@ -156,14 +157,13 @@ def test_a_cell_that_is_not_finished_or_could_not_be_run_says_so(tmp_path: Path)
 
 # How it is written
 
-SCORES = {"forget_rouge1": 0.125, "retain_rouge1": 0.9, "factual_rouge1": 1.0}
 SETTING = {"layer": 1, "learning_rate": 0.003}
-NOTES = {"goal": GOAL, "num_trials": 10}
 
 
 def finished(forget: float = 0.125, setting: Any = SETTING, *, feasible: bool = True) -> Any:
     """Return a study of ten trials in 12.34 s, four of them feasible or none."""
-    scores = SCORES | {"forget_rouge1": forget, "deviation_score": 16.0}
+    scores = {"forget_rouge1": forget, "retain_rouge1": 0.9, "factual_rouge1": 1.0}
+    scores["deviation_score"] = 16.0
     rows = [
         TrialRow(
             number=number,
@@ -177,7 +177,8 @@ def finished(forget: float = 0.125, setting: Any = SETTING, *, feasible: bool = 
         for number, rate in enumerate((0.003, 0.001, 0.004, 0.01, *[None] * 6))
     ]
     confirmed = {"number": 9, "scores": scores} if feasible else None
-    return StoredStudy(rows=tuple(rows), notes={**NOTES, "confirmed": confirmed})
+    notes = {"goal": GOAL, "num_trials": 10, "confirmed": confirmed}
+    return StoredStudy(rows=tuple(rows), notes=notes)
 
 
 def cells_in(line: str) -> list[str]:
@@ -185,9 +186,8 @@ def cells_in(line: str) -> list[str]:
 
 
 def test_markdown_has_a_row_a_cell_and_marks_what_is_infeasible(tmp_path: Path) -> None:
-    (markdown, _, latex) = write_methods_table(
-        read_table({CELL: finished(), GA: finished(feasible=False)}, 10), tmp_path
-    )
+    table = read_table({CELL: finished(), GA: finished(feasible=False)}, 10)
+    markdown, _, latex = write_methods_table(table, tmp_path)
     header, _, first, second, *_ = markdown.read_text().splitlines()
     row = dict(zip(cells_in(header), cells_in(first), strict=True))
     assert row["method"] == "lunar"
@@ -230,10 +230,6 @@ def test_seeds_share_a_row_with_mean_and_deviation_but_not_in_csv(tmp_path: Path
 # A whole table
 
 
-class Killed(BaseException):
-    """The end of a process."""
-
-
 @pytest.mark.slow
 def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
     small: list[str],
@@ -251,17 +247,15 @@ def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
         """Run two trials and the confirmation of one cell, and a trial of the next."""
         calls.append(1)
         if len(calls) == 5:
-            raise Killed
+            raise KilledError
         return run(worker, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "run", killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             without_ray(COMMAND, *quick)
-    with (
-        alone(Folder(output)),
-        pytest.raises(InputError, match="another process works on this table"),
-    ):
+    other = pytest.raises(InputError, match="another process works on this table")
+    with alone(Folder(output)), other:
         TableRun([], SearchConfig(output=output), Console(quiet=True)).run()
     cells = [next(output.glob(f"*{name}*/study.journal")).parent for name in ("lunar", "-ga-")]
     assert [sum(row.state == "complete" for row in read(cell).rows) for cell in cells] == [2, 1]
