@@ -18,12 +18,10 @@ from lunar_tune.study.stored_search import StoredSearch
 if TYPE_CHECKING:
     import pandas as pd
 
-# A base model that says fewer of the words than this does not know the data.
-LEAST_TO_FORGET = 0.3
+LEAST_TO_FORGET = 0.3  # a base model that says fewer of the words does not know the data
 # What a score may lose unbounded: as much as the usual bound of 0.8 leaves a model that knows all.
 FALL = 0.2
-# The share of a range that is taken for its edge.
-EDGE = 0.02
+EDGE = 0.02  # the share of a range that is taken for its edge
 # The share of the base model's MRR above which an answer counts as ranked high: `tiny`, which knows
 # its answers, has 1.00 on them and 0.59 on answers to the same question about somebody else.
 HIGH_RANK = 0.8
@@ -135,7 +133,7 @@ def _first(asked: pd.DataFrame, **rising: bool) -> list[Answer]:
     return list(ordered.astype(object).where(ordered.notna(), None).to_dict("records"))
 
 
-def cautions(search: StoredSearch, first: TrialRow | None) -> list[str]:
+def cautions(search: StoredSearch) -> list[str]:
     """Return what somebody who takes the setting that a search puts first should know."""
     found, forget = [], search.baseline.get("forget_rouge1", 1.0)
     if forget < LEAST_TO_FORGET:
@@ -143,7 +141,7 @@ def cautions(search: StoredSearch, first: TrialRow | None) -> list[str]:
             f"the base model never knew the forget set (ROUGE-1 {forget:.3f}): a low forget score "
             "says nothing about unlearning here. Fine-tune the model on the data first."
         )
-    if first is not None and first.feasible:
+    for first in (row for row in search.ranked[:1] if row.feasible):
         best = Findings.of(search, first)
         for find in (_fallen, _at_an_edge, _still_likely, _rambling):
             found += find(best, search)

@@ -39,8 +39,7 @@ _STATES = [FEASIBLE, INFEASIBLE, UNFINISHED, REFUSED]
 FINISHED = {FEASIBLE, INFEASIBLE}
 _CELL = ("model", "data", "method", "variant", "seed", "state", "reason")
 _COUNTS = ("trials", "feasible_trials", "seconds", "tolerance_low", "tolerance_high")
-# How much worse than the best a trial may be to count as good, in units of the objective.
-AS_GOOD = 0.05
+AS_GOOD = 0.05  # by how much of the objective a trial may be worse than the best and count as good
 STRENGTHS = ("learning_rate", "ridge")
 
 

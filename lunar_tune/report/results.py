@@ -23,14 +23,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.report.findings import Findings, cautions
-from lunar_tune.study.rows import (
-    FAILED,
-    HEADLINE_SCORES,
-    TrialRow,
-    best_first,
-    is_number,
-    nearest_first,
-)
+from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, best_first, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
@@ -72,13 +65,6 @@ class SearchResults(Summary, StoredSearch):
     def ending(self) -> str | None:
         """Why the search ended before its time; None if it did not."""
         return self.study.notes.get("ending")
-
-    @property
-    def ranked(self) -> list[TrialRow]:
-        """The feasible trials, the confirmed best first; where none is, the nearest misses."""
-        rows = best_first(self.rows) or nearest_first(self.rows, self.goal)
-        best = [] if self.best is None else [self.best]
-        return [*best, *(row for row in rows if row not in best)]
 
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
@@ -149,8 +135,7 @@ def short_report(results: SearchResults) -> str:
 
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
-    first = next(iter(results.ranked), None)
-    return template("short.md.j2").render(results=results, cautions=cautions(results, first))
+    return template("short.md.j2").render(results=results, cautions=cautions(results))
 
 
 def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:

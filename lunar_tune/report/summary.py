@@ -84,7 +84,7 @@ def print_result(
             for example in findings.examples(name):
                 _print_example(console, example)
         say()
-    for caution in cautions(results, first):
+    for caution in cautions(results):
         say(Text.assemble(("caution: ", "bold yellow"), caution))
     say(Text.assemble("results are in ", (_shown(folder), "bold")))
     for purpose, command in commands.items():

@@ -24,7 +24,13 @@ from lunar_tune.metrics.goal import Goal
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
 from lunar_tune.study.folder import RUNS, Folder, find_search, read_answers
-from lunar_tune.study.rows import COMPLETE, TrialRow, best_first, parameter_importance
+from lunar_tune.study.rows import (
+    COMPLETE,
+    TrialRow,
+    best_first,
+    nearest_first,
+    parameter_importance,
+)
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -193,6 +199,13 @@ class StoredSearch:
         """The confirmed best trial; None where there is none."""
         note = self.study.notes.get("confirmed")
         return self.rows[note["number"]] if note is not None else None
+
+    @property
+    def ranked(self) -> list[TrialRow]:
+        """The feasible trials, the confirmed best first; where none is, the nearest misses."""
+        rows = best_first(self.rows) or nearest_first(self.rows, self.goal)
+        best = [] if self.best is None else [self.best]
+        return [*best, *(row for row in rows if row not in best)]
 
     @property
     def title(self) -> str:

@@ -191,8 +191,7 @@ class StoredStudy(Concise):
 
     rows: tuple[TrialRow, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)  # what was kept with `Study.note`
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
-    """What the last trial's parameters were drawn from."""
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)  # the last trial's
 
     @classmethod
     def read(cls, path: Path) -> StoredStudy:

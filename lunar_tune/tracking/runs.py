@@ -38,11 +38,9 @@ class RunContent:
     started: datetime
     ended: datetime
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    tags: Mapping[str, str | None] = field(default_factory=dict)
-    """Tags that identify the run among them; None for one that it must not have."""
+    tags: Mapping[str, str | None] = field(default_factory=dict)  # None: it must not have it
     metrics: Mapping[str, float | Curve] = field(default_factory=dict)
-    data: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Digest and number of rows of each data set, by name."""
+    data: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # digest and rows by name
     files: Mapping[str, Path] = field(default_factory=dict)  # artifacts by their place
     tables: Mapping[str, Path | Mapping[str, Any]] = field(default_factory=dict)
     """Columns and data as pandas splits them, or a file of answers, by the table's place."""

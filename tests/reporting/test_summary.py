@@ -18,7 +18,7 @@ from rich.console import Console
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report import findings
+from lunar_tune.report.findings import Findings, cautions
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import next_commands, print_result
 from lunar_tune.study.folder import Folder, write_answers
@@ -61,10 +61,6 @@ def found(
     results = results_of([row], confirmed=full, folder=folder, goal=goal, **more)
     results.study.notes["confirmed"]["max_new_tokens"] = 512
     return results
-
-
-def cautions(results: SearchResults) -> list[str]:
-    return findings.cautions(results, results.ranked[0])
 
 
 def summary(results: SearchResults, width: int = 80) -> str:
@@ -117,7 +113,7 @@ def test_without_texts_or_answers_there_are_numbers_alone(tmp_path: Path) -> Non
     path.unlink()
     assert "answers" not in summary(results)
     older = found(tmp_path, answer("forget", 0, "old", 0.0))
-    assert findings.Findings.of(older, older.rows[0]).endings == "", "how they end was not kept"
+    assert Findings.of(older, older.rows[0]).endings == "", "how they end was not kept"
 
 
 def test_the_table_has_every_score_of_the_goal_and_the_base_models_origin(tmp_path: Path) -> None:
