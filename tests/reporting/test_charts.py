@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import random
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -97,20 +96,16 @@ def test_the_front_is_what_nothing_beats(n_points: int, lower_is_better: tuple[b
         # Few values, so that many coordinates and some points are equal.
         points = [(draw.randint(0, 6) / 6, draw.randint(0, 6) / 6) for _ in range(n_points)]
         signs = [1 if low else -1 for low in lower_is_better]
-
-        def beats(one: tuple[float, float], other: tuple[float, float], signs: Any = signs) -> bool:
-            gains = [sign * (b - a) for sign, a, b in zip(signs, one, other, strict=True)]
-            return min(gains) >= 0 and max(gains) > 0
-
+        values = [(signs[0] * x, signs[1] * y) for x, y in points]  # less is better
         expected = {
             index
-            for index, point in enumerate(points)
-            if not any(beats(other, point) for other in points)
+            for index, (x, y) in enumerate(values)
+            if not any(one != (x, y) and one[0] <= x and one[1] <= y for one in values)
         }
         front = pareto_front(points, lower_is_better=lower_is_better)
         assert set(front) == expected
         assert len(front) == len(expected)
-        along = [signs[0] * points[index][0] for index in front]
+        along = [values[index][0] for index in front]
         assert along == sorted(along)
 
 
