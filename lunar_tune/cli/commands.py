@@ -76,8 +76,7 @@ class TrialOptions(CommonOptions):
 class Command:
     """A command by name; decorates what it runs, whose docstring is the help.
 
-    That takes an instance of a dataclass that extends `CommonOptions`, and what is known to be
-    wrong with it, and returns the exit code, None for 0.
+    That takes a dataclass that extends `CommonOptions`, and problems; it returns the exit code.
     """
 
     def __init__(self, run: Callable[[Any, Problems], int | None]) -> None:

@@ -46,10 +46,7 @@ def command_of(name: str) -> Any:
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command with these arguments, or with this process's, and exit.
-
-    Ctrl-C before and after the command, while Python loads or ends, has nothing to put back.
-    """
+    """Run a command and exit; Ctrl-C while Python loads or ends has nothing to put back."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     code = EXIT_INTERRUPTED

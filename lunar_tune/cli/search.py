@@ -26,14 +26,13 @@ def search(options: SearchOptions, problems: Problems) -> int:
     Exit codes: 0 a feasible setting was found, 3 none was, 4 too many trials failed in a row,
     130 interrupted, 2 the input was wrong.
     """
-    console = options.console
     with options.working("reading data and search space") as doing:
         from lunar_tune.driver.run import start_search
 
         code, _ = start_search(
             options,
             options.given,
-            console=console,
+            console=options.console,
             problems=problems,
             doing=doing,
             dry_run=options.dry_run,

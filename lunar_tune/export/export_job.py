@@ -94,8 +94,7 @@ class ExportRun:
     digests: dict[str, str] = field(default_factory=dict)  # digests of the new weights
     merged: bool = False  # see `methods.contract.Edit`
     ranks: dict[str, int] = field(default_factory=dict)  # ranks of an adapter, by linear map
-    errors: dict[str, float] = field(default_factory=dict)
-    """Relative errors of an approximate adapter, by linear map."""
+    errors: dict[str, float] = field(default_factory=dict)  # relative, of an approximate one
 
 
 def check_adapter(spec: TrialSpec, rank: str) -> None:

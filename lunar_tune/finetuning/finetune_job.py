@@ -111,9 +111,22 @@ class FinetuneJob:
 
     def document(self) -> dict[str, Any]:
         """Return everything that the result depends on, as plain values, or raise a ModelError."""
+        model, commit = self.model, None
+        if not Path(model.source).is_dir():
+            commit = getattr(load_config(model), "_commit_hash", None) or model.revision
+        files = [  # told apart by size and time, without reading them
+            [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+            for folder in (model.source, model.weights)
+            if folder
+            for file in sorted(Path(folder).glob("*.safetensors"))
+        ]
         document = {
-            **_identity(self.model),
-            "dtype": str(resolve_dtype(self.model.dtype, resolve_device(self.model.device))),
+            "base": model.name,
+            "source": model.source,
+            "weights": model.weights,
+            "revision": commit,
+            "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
+            "dtype": str(resolve_dtype(model.dtype, resolve_device(model.device))),
             "data": self.data_name,
             "data_digest": records_digest(self.records),
             "chat_template": self.chat.template,
@@ -130,26 +143,3 @@ class FinetuneJob:
         """Return a short name: whatever gives another result has another one."""
         parts = [self.document(), *(version(name) for name in ("torch", "transformers", "peft"))]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _identity(model: ModelSpec) -> dict[str, Any]:
-    """Return what tells a model's weights apart without reading them.
-
-    On the hub that is the commit; of a folder's files, size and time of the last change.
-    """
-    commit = None
-    if not Path(model.source).is_dir():
-        commit = getattr(load_config(model), "_commit_hash", None) or model.revision
-    files = [
-        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-        for folder in (model.source, model.weights)
-        if folder
-        for file in sorted(Path(folder).glob("*.safetensors"))
-    ]
-    return {
-        "base": model.name,
-        "source": model.source,
-        "weights": model.weights,
-        "revision": commit,
-        "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
-    }

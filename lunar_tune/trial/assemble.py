@@ -13,6 +13,8 @@ from rich.console import Console
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.records import read_prompts
 from lunar_tune.errors import Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
@@ -23,7 +25,7 @@ from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import load_config
-from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
+from lunar_tune.trial.spec import TrialSpec, own_data, read_records_of, read_sets
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
 
@@ -31,8 +33,7 @@ Job = TypeVar("Job", TrialSpec, FinetuneJob)
 def assemble(options: RunOptions) -> TrialSpec:
     """Resolve and check everything that needs neither weights nor torch, or raise an InputError.
 
-    For `tiny` the spec's model source is its name until `materialise` has built it. `check_machine`
-    does the checks that take torch.
+    `materialise` builds what has to be built, `check_machine` does the checks that take torch.
     """
     problems, embedding_model = Problems(), options.embedding_model
     model = _model(options, problems)
@@ -95,9 +96,9 @@ def assemble_finetuning(
         records = read_records_of(name)
         check_scorable(records, tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
-        prompts = read_prompts_of(options.reference_prompts)
+        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
     with problems.collect():
-        refusals = read_prompts_of(options.refusals)
+        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
     problems.raise_if_any()
     return FinetuneJob(
         model=model,

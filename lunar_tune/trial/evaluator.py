@@ -150,8 +150,7 @@ class Judge:
     def compare_answers(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with what comparing its answers as embeddings gives.
 
-        The model must be the base model again, whose own states are read, also for the answers of
-        an unlearned one: an edit that moved them would otherwise be judged by itself.
+        It must be the base model again: an edit that moved its own states would judge itself.
         """
         needs = need_of(self._metrics)
         if not evaluation.complete or EMBEDDINGS not in needs:

@@ -8,8 +8,7 @@
      "layers": [{"s1": -0.39, "s2": 0.77, "unfinished": 1, "layer": 0, "score": -1.16}, …]}
 
 `score` is s1 − s2, for other readers. Later versions may add keys, which are read over; a change of
-meaning raises `version`. What lies below a block is computed again for every layer: at a few dozen
-rows a prompt costs about as much as one decoding step.
+meaning raises `version`.
 """
 
 from __future__ import annotations
@@ -78,8 +77,7 @@ class LayerPrior(BaseModel):
     model: str  # its name, as in a search's results
     n_layers: Count  # decoder blocks of the model
     best: Index  # the layer with the highest score
-    recommended: Annotated[tuple[Index, ...], Field(min_length=1)]
-    """The layers that come near it, ascending."""
+    recommended: Annotated[tuple[Index, ...], Field(min_length=1)]  # those near it, ascending
     data: str
     forget_edges: tuple[str, ...]
     rows: Count  # questions that were asked
@@ -88,8 +86,7 @@ class LayerPrior(BaseModel):
     seed: int
     embedding: str  # what similarities were taken in; they compare with those of the same only
     base_model: Similarities  # without anything added
-    layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]
-    """Some of the model's blocks or all, ascending."""
+    layers: Annotated[tuple[LayerSimilarities, ...], Field(min_length=1)]  # some or all, ascending
 
     @model_validator(mode="after")
     def _layers_agree(self) -> Self:

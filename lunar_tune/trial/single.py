@@ -99,8 +99,7 @@ def unlearn(
     """Unlearn once and evaluate, with a `baseline` the base model too, or raise an InputError.
 
     `setting` has further parameters of the method, `save_to` is the folder of a checkpoint, the
-    console shows how `tiny` is built, `problems` are known already. A fit that fails, for example
-    by divergence, is a TrialError.
+    console shows how `tiny` is built. A fit that fails, for example by divergence, is a TrialError.
     """
     problems, setting = problems or Problems(), setting or {}
     with problems.collect():

@@ -96,8 +96,7 @@ class TrialSpec(Concise):
     cache_limit: float | None = None  # both as in `RunOptions`
     layers: tuple[int, ...] = ()  # the blocks that trials may edit; empty where that is not known
     metrics: tuple[str, ...] = ()  # scores wanted beside ROUGE, by name (`metrics.goal`)
-    embedding_model: str | None = None
-    """Hub id or folder of a sentence-embedding model; None takes the model's own states."""
+    embedding_model: str | None = None  # sentence-embedding model; None: the model's own states
     text: bool = True  # whether questions and answers may be written down
 
     @property
@@ -139,9 +138,9 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
         if options.retain_data:
             other = read_records_of(options.retain_data, "retain")
     with problems.collect():
-        prompts = read_prompts_of(options.reference_prompts)
+        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
     with problems.collect():
-        refusals = read_prompts_of(options.refusals)
+        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
     with problems.collect():
         if records is not None:
             groups = read_groups(resolve_data(name, kind="records"))
@@ -184,11 +183,6 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
 def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:
     """Return the question-answer pairs of a data set's name or file."""
     return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
-
-
-def read_prompts_of(name: str) -> tuple[str, ...]:
-    """Return the prompts, or the refusals, of a shipped name or file."""
-    return read_prompts(resolve_data(name, kind="prompts"))
 
 
 def own_data(model: ModelSpec) -> str:

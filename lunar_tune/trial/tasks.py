@@ -30,8 +30,7 @@ class Task:
     kind: str  # `BASE_MODEL`, `TRIAL` or `CONFIRMATION`
     number: int = -1  # number of the trial; -1 for the base model
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the setting
-    layer_coefficient: float | None = None
-    """Coefficient with which the base model's layers are scored; None scores none."""
+    layer_coefficient: float | None = None  # with which layers are scored; None scores none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +49,7 @@ class Outcome:
 
     result: TrialResult | None = None
     failure: Failure | None = None
-    baseline: TrialResult | None = None
-    """With a confirmation on held-out questions: the base model on the same."""
+    baseline: TrialResult | None = None  # with held-out questions: the base model on the same
     plain_decoding: str | None = None  # with the base model: why answers are decoded plainly
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
     warnings: tuple[str, ...] = ()  # what this package warned of meanwhile

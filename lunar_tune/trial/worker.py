@@ -129,9 +129,8 @@ class Worker:
     ) -> TrialResult:
         """Unlearn, evaluate (see `Judge.evaluate`) and put the model back as it was.
 
-        `inside` is called with the unlearned model after its evaluation, for example to save it,
-        and with what the fit changed. No seed is the spec's. Parameters that will not do are an
-        InputError, a fit that fails, for example by divergence, a TrialError.
+        `inside` is called with the unlearned model after its evaluation, and with what the fit
+        changed. Wrong parameters are an InputError, a fit that fails or diverges is a TrialError.
         """
         start = self._clock()
         prepared = self.prepared
