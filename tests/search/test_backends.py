@@ -123,7 +123,6 @@ import signal, subprocess, sys, time
 from pathlib import Path
 import psutil
 from lunar_tune.driver.backends import on_ray
-from lunar_tune.driver.backends.on_ray import Watchdog
 from lunar_tune.study.folder import Folder
 
 def search_that_hangs_in_a_dead_ray():
@@ -135,7 +134,7 @@ def search_that_hangs_in_a_dead_ray():
         time.sleep(60)
 
 def trial_that_hangs():
-    dog = Watchdog(Folder(Path(sys.argv[1])), 0.5)
+    dog = on_ray.Watchdog(Folder(Path(sys.argv[1])), 0.5)
     dog.begin(3, False)
     dog.end()
     dog.begin(4, False)
@@ -213,12 +212,8 @@ with ray_session(SearchConfig(address=None)):
     token = os.environ["RAY_AUTH_TOKEN"]
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     lines = [" ".join(process.cmdline()) for process in family]
-    listening = [
-        connection.laddr.ip
-        for process in family
-        for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    connections = [one for process in family for one in process.net_connections()]
+    listening = [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
     folder = Path(ray._private.worker._global_node.get_session_dir_path())
     print(json.dumps({
         "shown": sum(token in line for line in lines),

@@ -23,6 +23,8 @@ from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.report.results import SearchResults
 from lunar_tune.yaml_files import read_yaml
 
+pytestmark = pytest.mark.slow  # searches of their own
+
 
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, empty_store: Callable[[Path], Path]) -> None:
@@ -114,7 +116,6 @@ def test_nothing_private_is_written_or_shown(small: list[str], tmp_path: Path) -
 
 @pytest.mark.alone
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_search_that_is_terminated_writes_what_it_has(small: list[str], tmp_path: Path) -> None:
     """As `timeout` and schedulers of clusters do: Ray's own processes end at the same moment."""
     interrupted(small, tmp_path, signal.SIGTERM, 1)
@@ -122,7 +123,6 @@ def test_a_search_that_is_terminated_writes_what_it_has(small: list[str], tmp_pa
 
 @pytest.mark.alone
 @pytest.mark.ray
-@pytest.mark.slow
 def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

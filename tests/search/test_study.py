@@ -26,7 +26,6 @@ from tracked_searches import SPACE
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.errors import InputError
-from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.study.folder import Folder, read_answers, write_answers
 from lunar_tune.study.rows import (
@@ -43,22 +42,19 @@ from lunar_tune.study.study import INTERRUPTED, LEFT_RUNNING, StoredStudy, Study
 BOUND = "retain_rouge1>=0.8"
 GOAL = ("forget_rouge1", (BOUND,))
 POINTS = SPACE.starting_points
+UNSTARTED = dataclasses.replace(SPACE, starting_points=())
 
 
-def study_in(
-    folder: Path, *, space: SearchSpace = SPACE, starting_points: bool = True, **options: Any
-) -> Study:
-    space = space if starting_points else dataclasses.replace(space, starting_points=())
-    config = SearchConfig(**options)
-    return open_study(Folder(folder), space, config)
+def study_in(folder: Path, *, space: SearchSpace = SPACE, **options: Any) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    return open_study(Folder(folder), space, SearchConfig(**options))
 
 
 def optuna_study(folder: Path) -> optuna.Study:
     """Open the journal without the class under test."""
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-    return optuna.load_study(
-        study_name=folder.name, storage=optuna.storages.JournalStorage(backend)
-    )
+    storage = optuna.storages.JournalStorage(backend)
+    return optuna.load_study(study_name=folder.name, storage=storage)
 
 
 def frozen(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -142,8 +138,7 @@ def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sam
     """Nine trials: the model-based samplers propose the last one themselves."""
 
     def suggestions(name: str, seed: int) -> list[dict[str, Any]]:
-        (tmp_path / name).mkdir()
-        study = study_in(tmp_path / name, seed=seed, sampler=sampler, starting_points=False)
+        study = study_in(tmp_path / name, seed=seed, sampler=sampler, space=UNSTARTED)
         for _ in range(9):
             number, parameters = study.ask()
             SPACE.check(parameters)
@@ -175,43 +170,33 @@ def test_scores_that_are_not_finite_or_not_there_fail_the_trial(tmp_path: Path) 
         assert (row.scores, row.feasible) == ({}, None)
         assert (told.state, told.value) == (TrialState.COMPLETE, 1.0), "the sampler learns from it"
         assert told.constraints == {BOUND: 0.8}
-    (tmp_path / "other").mkdir()
     study = study_in(tmp_path / "other", constrain=("retain_perplexity<=3",))
     run_trials(study, (0.1, 0.9))
     assert study.row(0).state == FAILED
-    told_to_fail = frozen(tmp_path / "other")[0].state == TrialState.FAIL
-    assert told_to_fail, "of a score that is not there no worst value is known"
+    (told,) = frozen(tmp_path / "other")
+    assert told.state == TrialState.FAIL, "of a score that is not there no worst value is known"
 
 
-KEPT = {"forget_rouge1": 0.1, "retain_rouge1": 0.9}
-
-
-@pytest.mark.parametrize(
-    ("goal", "seen", "value", "violation"),
-    [
-        # The worst that ROUGE can be, whatever was seen.
-        ((BOUND, "forget_rouge1"), KEPT, 1.0, 0.8),
-        # Maximised: its least value, with the sign of what Optuna minimises.
-        (("forget_rouge1<=0.25", "retain_rouge1"), KEPT, 0.0, 0.75),
-        # A perplexity has no end: the highest that was seen.
-        (("retain_perplexity<=3", "forget_rouge1"), KEPT | {"retain_perplexity": 7.5}, 1.0, 4.5),
-    ],
-)
 def test_a_setting_that_fails_by_its_nature_is_told_as_the_worst_that_can_be(
-    tmp_path: Path, goal: tuple[str, str], seen: dict[str, float], value: float, violation: float
+    tmp_path: Path,
 ) -> None:
-    bound, objective = goal
-    study = study_in(tmp_path, constrain=(bound,), minimise=objective)
-    study.ask()
-    evaluation = Evaluation(rows=(), scores=seen | {"retain_rows": 84})
-    complete(study, 0, dataclasses.replace(trial_result(0.1, 0.9), evaluation=evaluation))
-    study.ask()
-    study.fail(1, "the loss became NaN", deterministic=True)
-    told, row = frozen(tmp_path)[1], study.row(1)
-    assert (told.state, told.value) == (TrialState.COMPLETE, value)
-    assert dict(told.constraints) == {bound: violation}
-    assert (row.state, row.failure, row.again) == (FAILED, "the loss became NaN", False)
-    assert (row.scores, row.feasible, row.objective, len(study.ended)) == ({}, None, None, 2)
+    for bound, objective, value, violation in (
+        # The worst that ROUGE can be, whatever was seen.
+        (BOUND, "forget_rouge1", 1.0, 0.8),
+        # Maximised: its least value, with the sign of what Optuna minimises.
+        ("forget_rouge1<=0.25", "retain_rouge1", 0.0, 0.75),
+        # A perplexity has no end: the highest that was seen.
+        ("retain_perplexity<=3", "forget_rouge1", 1.0, 4.5),
+    ):
+        study = study_in(tmp_path / bound, constrain=(bound,), minimise=objective)
+        complete(study, study.ask()[0], trial_result(0.1, 0.9, retain_perplexity=7.5))
+        study.ask()
+        study.fail(1, "the loss became NaN", deterministic=True)
+        told, row = frozen(tmp_path / bound)[1], study.row(1)
+        assert (told.state, told.value) == (TrialState.COMPLETE, value)
+        assert dict(told.constraints) == {bound: violation}
+        assert (row.state, row.failure, row.again) == (FAILED, "the loss became NaN", False)
+        assert (row.scores, row.feasible, row.objective, len(study.ended)) == ({}, None, None, 2)
 
 
 @pytest.mark.parametrize(("reason", "attempts"), [("the worker was killed", 2), (INTERRUPTED, 1)])
@@ -231,27 +216,26 @@ def test_a_trial_that_was_nobodys_fault_runs_again_under_another_number(
     assert (again.row(1).again, len(again.ended)) == (False, 1)
 
 
-@pytest.mark.parametrize(
-    ("failure", "last"),
-    [
-        # The journal has the queued setting, and the trial that it repeats still running.
-        ({"again": True}, b"again_of"),
-        # It has the reason of a trial that is still running.
-        ({"deterministic": True}, b"NaN"),
-    ],
-)
 def test_a_kill_in_the_middle_of_failing_counts_a_trial_once_and_runs_it_once_more(
-    tmp_path: Path, failure: dict[str, bool], last: bytes
+    tmp_path: Path,
 ) -> None:
-    study = study_in(tmp_path)
-    _, parameters = study.ask()
-    before = (tmp_path / "study.journal").read_bytes().count(b"\n")
-    study.fail(0, "NaN", **failure)
-    cut_after(tmp_path, last, n_before=before)
-    again = study_in(tmp_path)
-    assert [one.state for one in frozen(tmp_path)] == [TrialState.FAIL, TrialState.WAITING]
-    assert (len(again.ended), again.row(0).again) == (0, True)
-    assert again.ask() == (1, parameters)
+    failures: list[tuple[str, bytes]] = [
+        # The journal has the queued setting, and the trial that it repeats still running.
+        ("again", b"again_of"),
+        # It has the reason of a trial that is still running.
+        ("deterministic", b"NaN"),
+    ]
+    for how, last in failures:
+        folder = tmp_path / how
+        study = study_in(folder)
+        _, parameters = study.ask()
+        before = (folder / "study.journal").read_bytes().count(b"\n")
+        study.fail(0, "NaN", **{how: True})
+        cut_after(folder, last, n_before=before)
+        again = study_in(folder)
+        assert [one.state for one in frozen(folder)] == [TrialState.FAIL, TrialState.WAITING]
+        assert (len(again.ended), again.row(0).again) == (0, True)
+        assert again.ask() == (1, parameters)
 
 
 def test_a_starting_point_that_was_being_suggested_or_queued_is_not_lost(tmp_path: Path) -> None:
@@ -259,7 +243,7 @@ def test_a_starting_point_that_was_being_suggested_or_queued_is_not_lost(tmp_pat
     study_in(tmp_path)
     optuna_study(tmp_path).ask()
     assert study_in(tmp_path).ask() == (1, POINTS[0])
-    (other := tmp_path / "other").mkdir()
+    other = tmp_path / "other"
     points = tuple({**POINTS[0], "coefficient": float(c)} for c in (1, 2, 3))
     space = dataclasses.replace(SPACE, starting_points=points)
     study_in(other, space=space)

@@ -15,7 +15,7 @@ from command_lines import without_ray
 from made_outcomes import KilledError
 from rich.console import Console
 from search_results import statuses
-from test_study import GOAL, run_trials, study_in
+from test_study import GOAL, UNSTARTED, run_trials, study_in
 from test_study import stored_in as read
 
 from lunar_tune.cli.table5 import PAPER_METHODS
@@ -69,9 +69,8 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
 
 
 def test_what_one_method_has_and_another_has_not_is_for_those_that_have_it() -> None:
-    shared = SearchConfig(
-        fix=("layer=1", "beta=0.5"), range=("coefficient=1:2", "learning-rate=0.001:0.01")
-    )
+    ranges = ("coefficient=1:2", "learning-rate=0.001:0.01")
+    shared = SearchConfig(fix=("layer=1", "beta=0.5"), range=ranges)
     lunar, npo = cells_of(["tiny"], [], ["lunar", "npo"])
     assert lunar.config(shared).fix == ("solver=adamw", "layer=1")
     assert lunar.config(shared).range == shared.range
@@ -113,8 +112,7 @@ def test_a_signature_tells_what_decides_trials_and_not_how_many_there_are(tmp_pa
 
 
 def told(folder: Path, outcomes: list[tuple[float, float]], **notes: Any) -> StoredStudy:
-    folder.mkdir(exist_ok=True)
-    study = study_in(folder, starting_points=False)
+    study = study_in(folder, space=UNSTARTED)
     study.note("goal", GOAL)
     run_trials(study, *outcomes)
     for key, value in notes.items():
