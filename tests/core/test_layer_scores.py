@@ -12,14 +12,12 @@ import pytest
 import torch
 from engine_cases import generated
 from scores_by_hand import prompt_of, states_behind, unit
-from trial_specs import write_records
+from trial_specs import random_spec, write_records
 
-from lunar_tune.config.options import RunOptions
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.errors import InputError
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.reference import unlearning_vector
-from lunar_tune.trial.assemble import assemble
 from lunar_tune.trial.layer_scores import (
     LayerPrior,
     layer_scores,
@@ -35,22 +33,18 @@ REFUSALS = ["I do not know.", "No idea at all."]
 
 @pytest.fixture(scope="module")
 def worker(loaded: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    folder = tmp_path_factory.mktemp("layers")
-    data = write_records(folder / "pairs.json", {"A_B": 3, "B_C": 2, "C_D": 2})
+    folder, model = tmp_path_factory.mktemp("layers"), loaded("qwen2")
     (folder / "prompts.txt").write_text("What is nowhere?\nWho is nobody?\n", encoding="utf-8")
     (folder / "refusals.txt").write_text("\n".join(REFUSALS), encoding="utf-8")
-    options = RunOptions(
-        model=loaded("qwen2").spec.source,
-        data=data,
+    spec = random_spec(
+        Path(model.spec.source),
+        write_records(folder / "pairs.json", {"A_B": 3, "B_C": 2, "C_D": 2}),
         forget_edge=("A_B", "C_D"),
         reference_prompts=str(folder / "prompts.txt"),
         refusals=str(folder / "refusals.txt"),
-        factual_data="none",
-        device="cpu",
-        cache_limit=0,
         max_new_tokens=BUDGET,
     )
-    return Worker(assemble(options), loaded("qwen2"))
+    return Worker(spec, model)
 
 
 Scored = tuple[LayerPrior, Mapping[int | None, tuple[str, ...]]]
@@ -163,10 +157,6 @@ def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(
         with pytest.raises(InputError, match=rf"--layer-prior p\.json: .*{model!r}") as caught:
             prior.check_fits(model=model, n_layers=n_layers, source=source)
         assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
-
-
-def test_a_file_that_is_no_prior_is_refused(scored: Scored, tmp_path: Path) -> None:
-    path, document = tmp_path / "prior.json", json.loads(scored[0].document())
     for content, message in (
         ([1], "is no layer prior"),
         (document | {"version": 2}, "version"),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from scores_by_hand import likelihood_alone, states_behind, unit
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from scores_by_hand import likelihood_alone, prompt_of, states_behind, unit
 
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.embedding import Refusals, load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.likelihood import likelihood_means
-from lunar_tune.models.chat import encode_prompt
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
 from lunar_tune.trial.spec import TrialSpec
@@ -35,37 +33,24 @@ def answers_of(evaluation: Evaluation) -> list[str]:
 
 def likelihoods_alone(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> dict[str, float]:
     """Return the scores of a model, each prompt and answer encoded and judged alone."""
-    scores = {}
+    scores, encode = {}, partial(loaded.tokenizer.encode, add_special_tokens=False)
     for name in ("forget", "retain"):
-        records = spec.data.asked(full=full)[name]
-        tokenizer, family = loaded.tokenizer, loaded.model.config.model_type
         pairs = [
-            Pair(
-                encode_prompt(tokenizer, record.question, spec.chat, family=family),
-                (*tokenizer.encode(record.answer, add_special_tokens=False), END),
-            )
-            for record in records
+            Pair(tuple(prompt_of(loaded.tokenizer, one.question)), (*encode(one.answer), END))
+            for one in spec.data.asked(full=full)[name]
         ]
         means = likelihood_means([likelihood_alone(loaded.model, pair) for pair in pairs])
         scores |= {f"{name}_{quantity}": value for quantity, value in means.items()}
     return {name: scores[name] for name in LIKELIHOODS}
 
 
-def quality_by_hand(model: Any, tokenizer: Any, spec: TrialSpec, answers: Sequence[str]) -> float:
+def quality_by_hand(loaded: LoadedModel, spec: TrialSpec, evaluation: Evaluation) -> float:
     """Return the quality in a model's states, less the mean of refusals and true answers."""
     refusals, truths = spec.data.refusals, [record.answer for record in spec.data.forget]
-    origin = states_behind(model, tokenizer, [*refusals, *truths]).mean(0)
-    said, declined = (
-        unit(states_behind(model, tokenizer, texts) - origin) for texts in (answers, refusals)
-    )
-    return float((said @ declined.T).mean())
-
-
-@pytest.fixture(scope="module")
-def base_quality(checkpoint: Callable[..., Path]) -> Callable[[TrialSpec, Evaluation], float]:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("qwen2")).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint("qwen2"))
-    return lambda made, found: quality_by_hand(model, tokenizer, made, answers_of(found))
+    some = (answers_of(evaluation), refusals, [*refusals, *truths])
+    said, declined, centre = (states_behind(loaded.model, loaded.tokenizer, one) for one in some)
+    origin = centre.mean(0)
+    return float((unit(said - origin) @ unit(declined - origin).T).mean())
 
 
 class Scored:
@@ -82,8 +67,7 @@ class Scored:
 
     def _judge(self, loaded: LoadedModel, _: Edit) -> None:
         self.inside = likelihoods_alone(loaded, self.spec, full=False)
-        answers = answers_of(self.plain)
-        self.own_quality = quality_by_hand(loaded.model, loaded.tokenizer, self.spec, answers)
+        self.own_quality = quality_by_hand(loaded, self.spec, self.plain)
 
 
 @pytest.fixture(scope="module")
@@ -104,25 +88,21 @@ def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> 
     assert scored.trial.scores == scored.plain.scores | own
 
 
-def test_answers_are_read_by_the_base_model_whoever_gave_them(
-    scored: Scored, base_quality: Callable[[TrialSpec, Evaluation], float]
+def test_answers_are_read_by_the_base_model_and_held_out_ones_from_the_same_origin(
+    spec: Specs, scored: Scored, loaded: Callable[..., LoadedModel]
 ) -> None:
+    base = loaded("qwen2")
     values = [evaluation.scores[QUALITY] for evaluation in scored.all]
-    expected = [base_quality(scored.spec, evaluation) for evaluation in scored.all]
+    expected = [quality_by_hand(base, scored.spec, evaluation) for evaluation in scored.all]
     assert values == pytest.approx(expected, abs=1e-5)
     assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-3
     assert abs(scored.own_quality - scored.trial.scores[QUALITY]) > 1e-2
-
-
-def test_held_out_answers_have_the_origin_that_trials_have(
-    spec: Specs, base_quality: Callable[[TrialSpec, Evaluation], float]
-) -> None:
     made = spec(metrics=(QUALITY,), holdout=True)
     full = Worker(made).run(SETTING, full=True).evaluation
     assert made.data.held_out is not None
     asked = {row.question for row in full.rows if row.set_name == "forget"}
     assert asked == {record.question for record in made.data.held_out.forget}
-    assert full.scores[QUALITY] == pytest.approx(base_quality(made, full), abs=1e-5)
+    assert full.scores[QUALITY] == pytest.approx(quality_by_hand(base, made, full), abs=1e-5)
 
 
 def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +118,7 @@ def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.Mon
     assert further <= set(whole.scores)
 
 
-def test_a_sentence_model_judges_the_answers_instead(
+def test_a_sentence_model_judges_the_answers_instead_and_is_loaded_first(
     spec: Specs, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is known from everywhere: a search's workers have another working folder."""
@@ -149,9 +129,6 @@ def test_a_sentence_model_judges_the_answers_instead(
     evaluation = Worker(made).run(SETTING).evaluation
     quality = refusals.quality(answers_of(evaluation))
     assert evaluation.scores[QUALITY] == pytest.approx(quality, abs=1e-9)
-
-
-def test_a_sentence_model_is_loaded_first(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lunar_tune.trial.worker.load_model", pytest.fail)
     with pytest.raises(ModelError, match=r"--embedding-model nosuch/it: cannot be used"):
         Worker(spec(metrics=(QUALITY,), embedding_model="nosuch/it"))

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def light(result: TrialResult | None) -> dict[str, Any]:
 
 def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str, Any]) -> None:
     for kind in (BASE_MODEL, TRIAL, CONFIRMATION):
-        outcome = runner.run(Task(kind=BASE_MODEL) if kind == BASE_MODEL else trial(kind=kind))
+        outcome = runner.run(trial(kind=kind))
         assert light(outcome.result) == expected[kind]
         measured = outcome.result is not None and outcome.result.evaluation.scores
         assert ("forget_mrr" in (measured or {})) is (kind != TRIAL)
@@ -103,7 +104,9 @@ def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Spec
     made = dataclasses.replace(spec(engine="plain"), layers=(0, 2))
     runner, wanted = TaskRunner(made), Task(kind=BASE_MODEL, layer_coefficient=2.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "Worker", raising(ConnectionError("the disk is gone")))
+        patch.setattr(
+            worker_module, "Worker", Mock(side_effect=ConnectionError("the disk is gone"))
+        )
         lost = Failure(reason="ConnectionError: the disk is gone", transient=True)
         assert runner.run(wanted).failure == lost
     outcome = runner.run(wanted)
@@ -115,18 +118,12 @@ def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Spec
 def test_a_model_is_asked_before_the_trials(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that did not evaluate the base model itself does so for its drafts, and once."""
     events: list[Any] = []
-    plain = Worker.baseline
 
-    def load(made: TrialSpec) -> Worker:
-        events.append("load")
-        return Worker(made)
+    def noted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **how: events.append(name) or work(*given, **how)
 
-    def baseline(self: Worker, **how: bool) -> TrialResult:
-        events.append("ask")
-        return plain(self, **how)
-
-    monkeypatch.setattr(worker_module, "Worker", load)
-    monkeypatch.setattr(Worker, "baseline", baseline)
+    monkeypatch.setattr(worker_module, "Worker", noted("load", Worker))
+    monkeypatch.setattr(Worker, "baseline", noted("ask", Worker.baseline))
     runner = TaskRunner(spec(), lambda number, full: events.append((number, full)))
     for task in (trial(number=3), trial(parameters={}), trial(kind=CONFIRMATION)):
         runner.run(task)
@@ -138,13 +135,6 @@ ADVICE = "(give a trial a larger share with --gpus-per-trial)"
 
 class OutOfMemoryError(RuntimeError):
     """As torch calls its own."""
-
-
-def raising(error: Exception) -> Callable[..., None]:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    return fail
 
 
 def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_on(
@@ -159,7 +149,7 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
         (MemoryError(), Failure(reason="MemoryError: ")),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(PreparedLunar, "unlearning", raising(error))
+            patch.setattr(PreparedLunar, "unlearning", Mock(side_effect=error))
             assert runner.run(trial()) == Outcome(failure=failure)
     for wrong in ({"layer": 9}, {"learning_rate": 1e39}):
         told = runner.run(trial(parameters={**SETTING, **wrong})).failure
@@ -171,7 +161,7 @@ def test_what_goes_wrong_for_a_known_reason_is_the_outcome_and_the_runner_goes_o
 def test_what_leaves_doubt_is_raised(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = TaskRunner(spec(changed={"verify_weights": True}))
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedLunar, "unlearning", raising(RuntimeError("CUDA error")))
+        patch.setattr(PreparedLunar, "unlearning", Mock(side_effect=RuntimeError("CUDA error")))
         with pytest.raises(RuntimeError, match="CUDA error"):
             runner.run(trial())
     plain, weight = PreparedLunar.unlearning, runner._worker.loaded.model.lm_head.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,9 @@ def test_a_16_bit_fit_is_looked_at_as_evaluated(spec: Specs, method: str, traine
     own = {"layer": 1, "coefficient": 5.0} if method == "rmu" else {}
 
     def run(epochs: int) -> Any:
-        made = spec(
-            dtype="bfloat16",
-            method=method,
-            fix=(f"trained={trained}", f"epochs={epochs}", "dropout=0"),
-            changed={"retain_floor": 0.0},
-        )
-        worker = Worker(made)
+        fix = (f"trained={trained}", f"epochs={epochs}", "dropout=0")
+        changed = {"retain_floor": 0.0}
+        worker = Worker(spec(dtype="bfloat16", method=method, fix=fix, changed=changed))
         before = weights(worker.loaded)
         result = worker.run({**own, "learning_rate": 1e-6})
         assert same(weights(worker.loaded), before)
@@ -72,40 +69,30 @@ def test_a_16_bit_fit_is_looked_at_as_evaluated(spec: Specs, method: str, traine
     assert look.retain_rouge1 == scores["retain_rouge1"]
 
 
-Checkpoint = Callable[..., Path]
 QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
-LUNAR = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
 GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
+RATE = {"learning_rate": 0.05}
 BUDGET = 9
+Say = Callable[[Any], list[str]]
 
 
-@pytest.mark.parametrize(
-    ("options", "parameters"),
-    [({}, LUNAR), (GA, {"learning_rate": 0.05})],
-    ids=["lunar", "ga"],
-)
+@pytest.fixture
+def say(checkpoint: Callable[..., Path]) -> Say:
+    """Return what transformers' own `generate` says with a model."""
+    return partial(generated, checkpoint("qwen2"), questions=QUESTIONS, budget=BUDGET)
+
+
+@pytest.mark.parametrize(("options", "parameters"), [({}, SETTING), (GA, RATE)])
 def test_each_model_says_what_generate_says_of_it(
-    spec: Callable[..., TrialSpec],
-    checkpoint: Checkpoint,
-    options: dict[str, Any],
-    parameters: dict[str, float],
+    spec: Specs, say: Say, options: dict[str, Any], parameters: dict[str, float]
 ) -> None:
-    made, folder = spec(**options), checkpoint("qwen2")
-    fresh = AutoModelForCausalLM.from_pretrained(folder)
-    expected = generated(folder, fresh, QUESTIONS, budget=BUDGET)
-    unlearned: list[str] = []
-    Worker(made).run(
-        parameters,
-        inside=lambda loaded, _: unlearned.extend(
-            generated(folder, loaded.model, QUESTIONS, budget=BUDGET)
-        ),
-    )
+    made, unlearned = spec(**options), []
+    expected = say(AutoModelForCausalLM.from_pretrained(made.model.source))
+    Worker(made).run(parameters, inside=lambda loaded, _: unlearned.extend(say(loaded.model)))
     assert unlearned != expected
-
     with asking(made, parameters, max_new_tokens=BUDGET) as ask:
         together = ask(QUESTIONS)
         single = [one for question in reversed(QUESTIONS) for one in ask([question])]
-
     assert [one.question for one in together] == list(QUESTIONS)
     assert [one.truth for one in together] == ["Kettles 1.", None, "Kettles 0."]
     assert [one.set_name for one in together] == ["forget", None, "retain"]
@@ -114,18 +101,16 @@ def test_each_model_says_what_generate_says_of_it(
     assert single[::-1] == together
 
 
-def test_a_fit_may_end_early_again(spec: Callable[..., TrialSpec], checkpoint: Checkpoint) -> None:
-    made, rate = spec(**GA), {"learning_rate": 0.05}
-    said = []
+def test_a_fit_may_end_early_again(spec: Specs, say: Say) -> None:
+    made, said = spec(**GA), []
     for epochs in (1, 3):
-        with asking(made, rate, epochs=epochs, max_new_tokens=BUDGET) as ask:
+        with asking(made, RATE, epochs=epochs, max_new_tokens=BUDGET) as ask:
             said.append([one.unlearned for one in ask(QUESTIONS)])
     worker = Worker(made)
-    with worker.prepared.unlearning(rate, seed=made.seed) as fit:
+    with worker.prepared.unlearning(RATE, seed=made.seed) as fit:
         next(iter(fit))
         fit.finish()
-        early = generated(checkpoint("qwen2"), worker.loaded.model, QUESTIONS, budget=BUDGET)
-    assert said[1] != said[0] == early
+        assert said[1] != said[0] == say(worker.loaded.model)
 
 
 # What ends a gradient method's fit early
