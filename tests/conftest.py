@@ -202,3 +202,10 @@ def unchanged() -> Iterator[Callable[[Any], None]]:
     yield note
     for model, weights in noted:
         assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+@pytest.fixture
+def model(loaded: Callable[..., LoadedModel], unchanged: Callable[[Any], None]) -> LoadedModel:
+    """Return a random model that a test must leave as it was."""
+    unchanged(loaded("qwen2").model)
+    return loaded("qwen2")

@@ -63,25 +63,18 @@ def full_forwards(model: Any) -> dict[str, Tensor]:
     Streams are those at the input of every block and the output of the last one, before the norm.
     """
     seen: dict[str, list[Tensor]] = defaultdict(list)
-    handles = []
+    places = [("streams", model.model.norm)]
     for block in model.model.layers:
-        for name, module in (
-            ("residual", block.post_attention_layernorm),
-            ("inputs", block.mlp.down_proj),
-        ):
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _module, args, name=name: seen[name].append(args[0][0])
-                )
-            )
-        handles.append(
-            block.register_forward_hook(lambda _module, _args, out: seen["streams"].append(out[0]))
-        )
+        places += [("residual", block.post_attention_layernorm), ("inputs", block.mlp.down_proj)]
+        places.append(("streams", block))
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0][0]))
+        for name, module in places
+    ]
     rows = []
     for prompt in PROMPTS:
         seen.clear()
-        output = model(input_ids=torch.tensor([prompt]), output_hidden_states=True)
-        seen["streams"].insert(0, output.hidden_states[0][0])
+        model(input_ids=torch.tensor([prompt]))
         rows.append({name: torch.stack(found) for name, found in seen.items()})
     for handle in handles:
         handle.remove()
@@ -136,9 +129,7 @@ def answerer(
     batch_size: int | None = None,
 ) -> Answerer:
     """Return an answerer to `PROMPTS`, ready for edits of any block."""
-    known = None
-    if drafts is not None:
-        known = {p: tuple(d) for p, d in zip(PROMPTS, drafts, strict=True)}
+    known = None if drafts is None else dict(zip(PROMPTS, map(tuple, drafts), strict=True))
     activations = PromptActivations(ActivationSource(loaded), PROMPTS, drafts=known)
     made = Answerer(activations, deepest=2)
     if batch_size is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache, partial
 from itertools import count
@@ -146,14 +146,6 @@ class Exam(Told):
         return result
 
 
-Take = Callable[..., Exam]
-
-
-@pytest.fixture(scope="module")
-def exam(tokenizer: Tokenizer) -> Take:
-    return lambda right, known=(): Exam(tokenizer, right, known)
-
-
 @given(
     right=st.lists(st.integers(0, N_WORDS), min_size=1, max_size=80)
     | st.lists(st.integers(8, N_WORDS), min_size=20, max_size=80),
@@ -162,7 +154,7 @@ def exam(tokenizer: Tokenizer) -> Take:
 )
 @settings(max_examples=110, deadline=None)
 def test_an_evaluation_that_stops_has_missed_the_floor_and_one_met_exactly_is_kept(
-    exam: Take, right: list[int], data: st.DataObject, seed: int
+    tokenizer: Tokenizer, right: list[int], data: st.DataObject, seed: int
 ) -> None:
     """A floor is met exactly if it is the mean as floats compute it, or next to it."""
     known = data.draw(st.lists(st.integers(0, len(right) - 1), max_size=len(right)))
@@ -170,26 +162,26 @@ def test_an_evaluation_that_stops_has_missed_the_floor_and_one_met_exactly_is_ke
     met = (mean, math.nextafter(mean, 0.0), min(1.0, math.nextafter(mean, 2.0)))
     edges = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0, 1e-9, 1 - 1e-9)
     floor = data.draw(st.one_of(*map(st.sampled_from, (met, edges)), st.floats(0.0, 1.0)))
-    assert exam(right, known).take(floor, seed).complete or floor not in met
+    assert Exam(tokenizer, right, known).take(floor, seed).complete or floor not in met
 
 
-def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(exam: Take) -> None:
+def test_a_floor_missed_by_far_is_seen_in_the_first_chunk(tokenizer: Tokenizer) -> None:
     """Of 200 rows at a floor of .9, twenty may be missing; two times so many are a chunk."""
-    bad = exam([0] * 200)
+    bad = Exam(tokenizer, [0] * 200)
     scores = bad.take(0.9).scores
     assert (scores["retain_rows"], scores["retain_rouge1"]) == (40, 0.0)
     assert bad.closed == 2, "of the chunk, and of what there is in the end"
-    scores = exam([9] * 200).take(0.9).scores
+    scores = Exam(tokenizer, [9] * 200).take(0.9).scores
     assert (scores["retain_rows"], scores["factual_rows"]) == (200, N_FACTUAL)
-    drafted = exam([10] * 200, range(200))  # where drafts hold the floor all is asked in one go
+    drafted = Exam(tokenizer, [10] * 200, range(200))
     assert drafted.take(0.9).complete
-    assert drafted.closed == 1
+    assert drafted.closed == 1, "where drafts hold the floor all is asked in one go"
 
 
-def test_retain_rows_are_asked_in_one_order_for_a_seed(exam: Take) -> None:
+def test_retain_rows_are_asked_in_one_order_for_a_seed(tokenizer: Tokenizer) -> None:
     orders = []
     for seed, words in ((0, 0), (0, 8), (1, 8)):
-        one = exam([words] * 100)
+        one = Exam(tokenizer, [words] * 100)
         assert not one.take(0.9, seed).complete
         orders.append(one.opened)
     worse, bad, other = orders

@@ -31,7 +31,6 @@ from lunar_tune.methods.lunar import LunarSettings
 from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]
-each_method = pytest.mark.parametrize("key", list(EXAMPLES), ids="-".join)
 
 
 class Case:
@@ -177,7 +176,7 @@ def test_wrong_parameters_are_refused_before_anything_is_done(case: Case) -> Non
     case.assert_restored()
 
 
-@each_method
+@pytest.mark.parametrize("key", list(EXAMPLES), ids="-".join)
 def test_a_bfloat16_model_keeps_its_format(loaded: Load, key: tuple[str, str]) -> None:
     original = loaded("qwen2", num_hidden_layers=2)
     model = dataclasses.replace(original, model=copy.deepcopy(original.model).bfloat16())

@@ -25,12 +25,6 @@ Load = Callable[..., LoadedModel]
 
 
 @pytest.fixture
-def model(loaded: Load, unchanged: Callable[[Any], None]) -> LoadedModel:
-    unchanged(loaded("qwen2").model)
-    return loaded("qwen2")
-
-
-@pytest.fixture
 def runs(model: LoadedModel) -> Iterator[Counter[int]]:
     """Count how often each block is run."""
     counts: Counter[int] = Counter()

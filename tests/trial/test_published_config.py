@@ -87,9 +87,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
 def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
     options, save_to, ignored = repository.read_all()
     assert (options.model, options.model_path) == ("qwen2.5-7b", None)
-    assert options.data == repository.file("pairs")
     assert (options.forget_edge, options.retain_data) == (("A_B",), None)
-    assert options.factual_data == repository.file("facts")
+    assert (options.data, options.factual_data) == tuple(map(repository.file, ("pairs", "facts")))
     assert options.reference_prompts == str(repository.harmful)
     assert (options.max_new_tokens, options.evaluation_rows) == (300, 200)
     assert (options.chat_template, save_to) == ("published", None)
@@ -108,13 +107,9 @@ def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
 
 
 def test_other_sets_and_values_of_keys_that_are_absent(repository: Repository) -> None:
-    options = repository.read(
-        *("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions"),
-        use_different_retain_dataset=True,
-        if_eval_factual=False,
-        use_harmful=False,
-        use_unverified=True,
-    )
+    absent = ("num_epochs", "eval_generation_max_new_tokens", "eval_batch_size", "positions")
+    other = {"use_different_retain_dataset": True, "if_eval_factual": False}
+    options = repository.read(*absent, use_harmful=False, use_unverified=True, **other)
     assert (options.retain_data, options.factual_data) == (repository.file("facts"), "none")
     assert "epochs=20" in options.fix
     assert options.max_new_tokens == 512
@@ -141,13 +136,11 @@ def test_a_path_wins_over_the_family_and_a_folder_is_the_model_path(repository: 
 
 
 def test_references_are_resolved_within_the_file(repository: Repository) -> None:
-    options, save_to, _ = repository.read_all(
-        save_unlearned_model=True,
-        save_unlearned_model_path="out/${data_name}/${model_family}/${forget_edge}",
-        forget_edge=["A_B", "B_C"],
-        save_path="${now:%Y}",  # what is ignored is not resolved
-    )
-    assert options.model == "qwen2.5-7b"  # model_path refers to base_model_path
+    """Model_path refers to base_model_path; what is ignored is not resolved."""
+    kept, place = {"save_path": "${now:%Y}"}, "out/${data_name}/${model_family}/${forget_edge}"
+    saved = {"save_unlearned_model": True, "save_unlearned_model_path": place}
+    options, save_to, _ = repository.read_all(forget_edge=["A_B", "B_C"], **saved, **kept)
+    assert options.model == "qwen2.5-7b"
     assert save_to == Path("out/pairs/Qwen2.5-7B-Instruct/A_B_B_C")
 
 
