@@ -148,6 +148,14 @@ def loaded(checkpoint: Callable[..., Path]) -> Callable[..., LoadedModel]:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]) -> list[str]:
+    """Return options of a run on a random model, which knows nothing, over in no time."""
+    from command_lines import small_options
+
+    return small_options(checkpoint("qwen2"), tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SharedSearch:
     """Return a search of LUNAR on the tiny model, feasible and confirmed; only to be read."""
     from shared_searches import finished_search

@@ -256,7 +256,7 @@ def test_views_list_the_trials_of_searches_best_first(store: Store) -> None:
 def test_a_trial_costs_few_calls_however_many_there_are(store: Store) -> None:
     sync(with_rows(store.search, 0), store.client, status="RUNNING")
     for number in range(len(SCORES)):
-        client: Any = Watched(store.client)
+        client = Watched(store.client)
         sync(with_rows(store.search, number + 1), client, status="RUNNING")
         assert len(client.calls) <= 12
         assert client.calls.count("create_run") == 1
@@ -300,7 +300,7 @@ def test_one_sync_repairs_what_was_lost_doubled_or_left_half_written(store: Stor
         client.log_metric(run.info.run_id, "feasible", 0.5)
     sync(store.search, client, note=NOTE)
     assert store.said() == whole, "they were left open, and said something else"
-    watched: Any = Watched(client)
+    watched = Watched(client)
     sync(store.search, watched, note=NOTE)
     assert watched.calls
     assert watched.written == []
@@ -328,7 +328,7 @@ def test_an_interruption_leaves_whole_runs_and_a_kill_what_one_sync_completes(
     """After a call of each kind, by the search's run or its trial's."""
 
     def until(store: Store, place: int, end: Callable[[], None]) -> None:
-        client: Any = Watched(store.client, lambda call: end() if call == place else None)
+        client = Watched(store.client, lambda call: end() if call == place else None)
         sync(store.search, client, note=NOTE)
 
     def killed() -> None:
@@ -336,7 +336,7 @@ def test_an_interruption_leaves_whole_runs_and_a_kill_what_one_sync_completes(
 
     search = with_rows(finished, 1)
     with in_store(uri, search) as store:
-        client: Any = Watched(store.client)
+        client = Watched(store.client)
         sync(store.search, client, note=NOTE)
         whole, calls = store.said(), client.calls
     for kind in dict.fromkeys(calls):
