@@ -72,11 +72,11 @@ def test_an_interruption_that_python_passes_over_comes_again() -> None:
 POINTS = {
     "lunar_tune.driver.plan.load_space": None,
     "lunar_tune.driver.run.search_log": None,
-    "lunar_tune.tracking.sync.open_experiment": None,
+    "lunar_tune.tracking.store.open_experiment": None,
     "lunar_tune.trial.worker.load_model": None,
     "lunar_tune.driver.session.open_study": None,
     "lunar_tune.driver.session.search_document": None,
-    "lunar_tune.tracking.sync.bring": None,
+    "lunar_tune.tracking.runs.bring": None,
     "lunar_tune.trial.worker.Worker.run": "KILLED",
     "lunar_tune.driver.session.write_best": "KILLED",
     "lunar_tune.driver.session.write_mirrors": "FINISHED",
