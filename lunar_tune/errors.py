@@ -54,9 +54,9 @@ class Problems:
     Example:
         >>> problems = Problems()
         >>> with problems.collect():
-        ...     raise InputError("--num-trials 0: at least 1")
+        ...     raise InputError("--num-trials 0: must be at least 1")
         >>> problems.messages
-        ['--num-trials 0: at least 1']
+        ['--num-trials 0: must be at least 1']
     """
 
     def __init__(self) -> None:

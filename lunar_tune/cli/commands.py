@@ -41,7 +41,7 @@ class CommonOptions:
     """What every command takes."""
 
     config: Path | None = option(None, group=OUTPUT, metavar="FILE", stored=False)
-    """Take options from a YAML file, by their names; those of the command line win."""
+    """Read options from a YAML file; options on the command line win."""
     quiet: bool = same_option(Reused, "quiet")
     """Show errors only."""
     debug: bool = option(False, group=OUTPUT, stored=False)
@@ -68,7 +68,7 @@ class TrialOptions(CommonOptions):
     trial: int | None = option(None, group=SUBJECT, common=True)
     """Number of the trial. Default: the confirmed best."""
     output: Path = same_option(SearchConfig, "output")
-    """Where names of searches are looked up."""
+    """Folder in which searches are found by name."""
     device: str | None = same_option(SearchConfig, "device", default=None)
     """cpu, cuda or auto. Default: the search's."""
 

@@ -101,7 +101,7 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         console.print("[bold red]unexpected error:[/bold red]", end=" ")
         first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
         where = "" if debug else "run the command again with --debug to see where; "
-        advice = f"({where}if it is a mistake of the program, please report that)"
+        advice = f"({where}if this is a bug of lunar-tune, please report it)"
         say(console, f"{type(error).__name__}: {first} {advice}")
         sys.exit(EXIT_FAILED)
 
@@ -127,7 +127,9 @@ def interrupted_once() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         if presses < _PATIENCE:
             more = _PATIENCE - presses
-            os.write(2, f"ending; {more} more to end at once, whatever is left open\n".encode())
+            os.write(
+                2, f"ending; {more} more Ctrl-C to end at once, without cleaning up\n".encode()
+            )
 
     def again(passed_over: sys.UnraisableHookArgs) -> None:
         """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = (
             f"Tune LLM unlearning: lunar-tune COMMAND …\n\n{lines}\n\n"
             f"lunar-tune COMMAND --help explains a command, {HELP_ALL} shows all of its options;\n"
-            "--version, --install-completion."
+            "also: --version, --install-completion."
         )
     elif name == "--version":
         text = f"lunar-tune {__version__}"

@@ -146,19 +146,19 @@ def _complaints(value: Any, said: Option) -> Iterator[str]:
     if value is None or isinstance(value, bool):
         return
     if said.choices and value not in said.choices:
-        yield f"there are {', '.join(said.choices)}"
+        yield f"must be one of {', '.join(said.choices)}"
     if not isinstance(value, int | float):
         return
     if not math.isfinite(value):
-        yield "a finite number"
+        yield "must be a finite number"
     elif said.above is not None and not value > said.above:
-        yield f"more than {said.above:.10g}"
+        yield f"must be more than {said.above:.10g}"
     elif said.least is not None and value < said.least:
-        yield f"at least {said.least:.10g}"
+        yield f"must be at least {said.least:.10g}"
     elif said.most is not None and value > said.most:
-        yield f"at most {said.most:.10g}"
+        yield f"must be at most {said.most:.10g}"
     elif said.below is not None and value >= said.below:
-        yield f"less than {said.below:.10g}"
+        yield f"must be less than {said.below:.10g}"
 
 
 def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def from_document(
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            problems.add(f"{place}{key} is no option.{close_name(name, known)}")
+            problems.add(f"{place}{key} is not an option.{close_name(name, known)}")
             continue
         where = f"{place}{key}" if place else flag_of(name)
         try:
@@ -199,7 +199,7 @@ def from_document(
             parts = (part.strip() for text in typed for part in text.split(","))
             typed = tuple(part for part in parts if part)
         if typed == () and value:
-            problems.add(f"{where} is empty: name at least one, or leave it out.")
+            problems.add(f"{where} is empty: name at least one, or leave the option out.")
         read[name] = typed
     problems.raise_if_any(InputError)
     return read

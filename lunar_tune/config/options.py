@@ -56,8 +56,8 @@ class DataOptions(Concise):
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
     data: str | None = data_option(None, common=True, resume=True, place=True)
-    """Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for tiny,
-    else contracts."""
+    """Question-answer pairs that the model knows: a shipped or fetched name, or a file. Default:
+    mini for tiny, else contracts."""
     forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", commas=True, common=True)
     """Edges or groups to forget. Default: A_B."""
     factual_data: str = data_option("factual", resume=True, place=True)
@@ -68,17 +68,17 @@ class DataOptions(Concise):
     """Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a
     file with one a line."""
     retain_data: str | None = data_option(None, resume=True, place=True)
-    """Another retain set for the fit; without it, all other edges."""
+    """Retain set of the fit, a file. Default: all other edges."""
     retain_rows: int | None = data_option(None, least=1)
-    """Judge trials on a sample of the retain set of this size, by edge. Default: all rows."""
+    """Size of the retain sample, drawn by edge, that trials are judged on. Default: all rows."""
     evaluation_rows: int | None = data_option(None, least=1)
-    """Evaluate the first rows of each set only (the published code: 200). Default: all rows."""
+    """Evaluate only the first so many rows of each set (the published code: 200). Default: all."""
     holdout: bool = data_option(False)
-    """Judge trials on one half of every edge and report on the other, which nothing was tuned
-    on."""
+    """Judge trials on one half of every edge, and report on the other half, on which nothing is
+    tuned."""
     text: bool = data_option(True)
-    """Keep questions and answers in files, MLflow and messages; without, rows have their numbers
-    and scores. Saved models and kept activations are what they are."""
+    """Whether files, MLflow and messages hold questions and answers; with --no-text they hold row
+    numbers and scores only. Saved models and cached activations are not affected."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -107,10 +107,10 @@ class RunOptions(ModelOptions, DataOptions):
     for a single run, reference (lunar_tune/reference.py). All give the same answers, up to
     rounding."""
     memory_budget: float | None = memory_option(None, metavar="GIB", above=0, resume=True)
-    """GiB of the GPU that weights, streams and batches share. Default: all that is free."""
+    """GiB of GPU memory for weights, activations and batches. Default: all that is free."""
     cache_limit: float | None = memory_option(None, metavar="GIB", least=0, resume=True)
-    """GiB that activations on disk may take; 0 keeps none there. Default: a quarter of the disk's
-    free space, at most 100."""
+    """GiB of disk space for cached activations; 0 keeps none. Default: a quarter of the free space,
+    at most 100."""
 
 
 def read_assignments(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Reused:
     save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
     """Write files."""
     dry_run: bool = option(False, group=PLACE, common=True, stored=False)
-    """Check what needs no weights, show the plan, and stop."""
+    """Check everything that needs no weights, show the plan, and stop."""
     quiet: bool = option(False, group=OUTPUT, stored=False)
     """Show nothing while it runs."""
 
@@ -190,11 +190,11 @@ class SearchConfig(RunOptions):
     num_trials: int = search_option(30, least=1, common=True, resume=True)
     """Trials to run."""
     minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)
-    """Metric to make as good as possible."""
+    """Objective: the metric to make as good as possible."""
     constrain: tuple[str, ...] = search_option(
         (f"retain_rouge1>={RETAIN_FLOOR}",), metavar="'METRIC>=VALUE'", common=True, decides=True
     )
-    """Bounds that a feasible trial keeps."""
+    """Constraints that a feasible trial satisfies."""
     space: str | None = search_option(None, common=True, place=True)
     """YAML file or shipped name. Default: the model's own."""
     range: tuple[str, ...] = search_option((), metavar="NAME=LOW:HIGH", common=True, decides=True)
@@ -202,19 +202,19 @@ class SearchConfig(RunOptions):
     sampler: str = search_option("gp", decides=True)
     """Sampler of settings, by default a constrained Gaussian process; a wrong name lists all."""
     start_from: tuple[str, ...] = search_option((), metavar="SEARCH")
-    """Try first what another search found: its folder or name, or a best.yaml. May be given several
-    times. none leaves out the space's own starting points."""
+    """Try the best setting of another search first: the folder or name of that search, or a
+    best.yaml; may be repeated. none leaves out the space's own starting points."""
     layer_prior: str | None = search_option(None, metavar="FILE|auto", place=True)
-    """Search the layers that s1 - s2 recommends: a file of the command layers, or auto to score
-    them first."""
+    """Search only the layers that s1 - s2 recommends: a file that the command layers wrote
+    (--json), or auto to score the layers first."""
     time_budget: float | None = search_option(None, least=0, common=True, resume=True)
-    """Start no trial after so many seconds."""
+    """Start no trial after this many seconds."""
     trial_timeout: float | None = search_option(None, above=0, most=LONGEST_TIMEOUT, resume=True)
     """Seconds after which a trial counts as hanging: its worker is replaced, and the trial runs
     again, three times at most."""
     finetune: str = search_option("auto", choices=("auto", "never"))
-    """Where the base model does not know the data: auto fine-tunes a model of the catalogue first,
-    and keeps it for all later searches; never stops with the advice."""
+    """What to do if the base model does not know the data: auto (first fine-tune it, if it is in
+    the catalogue, and keep the result for later searches) or never (stop with advice)."""
     force: bool = search_option(False, stored=False)
     """Skip the checks of the base model."""
     output: Path = option(Path("runs"), group=PLACE, metavar="DIR", common=True, resume=True)
@@ -222,30 +222,30 @@ class SearchConfig(RunOptions):
     name: str | None = place_option(None, common=True, stored=False)
     """Name of the search. Default: model, data, method, time."""
     resume: str | None = place_option(None, metavar="SEARCH", common=True, stored=False)
-    """Resume a search; it knows its options."""
+    """Resume a search with the options that it was begun with."""
     tracking_uri: str | None = place_option(None, metavar="URI", resume=True)
     """MLflow tracking URI. Default: a sqlite file in the output folder."""
     in_process: bool = place_option(False, common=True, resume=True)
     """Run trials in this process, one after another, without Ray."""
     gpus_per_trial: float | None = place_option(None, least=0, resume=True)
-    """GPUs of a trial, fractions allowed. Default: 1 where there are any."""
+    """GPUs per trial; may be a fraction. Default: 1 if there is a GPU."""
     concurrency: int | None = place_option(None, least=1, resume=True)
     """Trials at once. Default: as many as fit."""
     address: str | None = place_option(None, metavar="HOST:PORT|auto", resume=True)
-    """Address of a Ray cluster. Default: Ray is started here."""
+    """Address of a Ray cluster. Default: start Ray on this machine."""
 
     def check(self) -> None:
         """Check the values that need nothing else to be known, or raise an InputError."""
         problems = Problems()
         check_values(self, problems)
         if self.engine == "reference":
-            problems.add("--engine reference: is for a single run (the command unlearn).")
+            problems.add("--engine reference: is for the command unlearn only. Use fast or plain.")
         if self.name is not None and not is_plain(self.name):
-            problems.add(f"--name {self.name}: a plain name, without folders.")
+            problems.add(f"--name {self.name}: must be a plain name, without folders.")
         elif self.name is not None and not self.name.isprintable():
-            problems.add(f"--name {self.name!r}: holds a control character.")
+            problems.add(f"--name {self.name!r}: must hold no control character.")
         elif self.name is not None and len(self.name) > LONGEST_NAME:
-            problems.add(f"--name {self.name[:20]}…: at most {LONGEST_NAME} characters.")
+            problems.add(f"--name {self.name[:20]}…: must have at most {LONGEST_NAME} characters.")
         self._check_place(problems)
         problems.raise_if_any(InputError)
 
@@ -253,16 +253,18 @@ class SearchConfig(RunOptions):
         """Note stores that are none, and devices that Ray cannot give."""
         if self.tracking_uri is not None and not _is_store(self.tracking_uri):
             problems.add(
-                f"--tracking-uri {without_password(self.tracking_uri)}: an MLflow server such as "
-                "http://host:5000, or a database such as sqlite:///runs/mlflow.db."
+                f"--tracking-uri {without_password(self.tracking_uri)}: must be an MLflow server "
+                "such as http://host:5000, or a database such as sqlite:///runs/mlflow.db."
             )
         if self.in_process:
             for name in ("address", "concurrency", "gpus_per_trial", "trial_timeout"):
                 if getattr(self, name) is not None:
-                    problems.add(f"{flag_of(name)} is Ray's: leave it out, or --in-process.")
+                    problems.add(
+                        f"{flag_of(name)} needs Ray: leave out that option, or --in-process."
+                    )
         gpus = self.gpus_per_trial or 0.0
         if 1 < gpus < math.inf and not float(gpus).is_integer():
-            problems.add(f"--gpus-per-trial {gpus:g}: above 1 a whole number of GPUs.")
+            problems.add(f"--gpus-per-trial {gpus:g}: must be a whole number above 1.")
         if self.device == "cpu" and gpus:
             problems.add(f"--device cpu contradicts --gpus-per-trial {gpus:g}: leave one out.")
         if self.device.startswith("cuda:"):

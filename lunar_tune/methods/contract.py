@@ -125,7 +125,9 @@ def number_of(name: str, value: Any, *, positive: bool = False) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or (positive and number <= 0):
-        raise InputError(f"{name} {value}: a {'positive' if positive else 'finite'} number.")
+        raise InputError(
+            f"{name} {value}: must be a {'positive' if positive else 'finite'} number."
+        )
     return number
 
 

@@ -65,7 +65,7 @@ class TrainedMethod(Method):
             for name in self.parameters
         }
         if not own.get("layer", 0.0).is_integer():
-            raise InputError(f"layer {parameters['layer']}: a whole number.")
+            raise InputError(f"layer {parameters['layer']}: must be a whole number.")
         return own, with_settings(self.settings, parameters)
 
 

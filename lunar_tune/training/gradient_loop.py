@@ -164,7 +164,7 @@ def _step(
 
     def finite(what: str, value: float) -> float:
         if not math.isfinite(value):
-            raise DivergenceError(f"{what} became {value} {where}: try a lower one")
+            raise DivergenceError(f"{what} became {value} {where}: try a lower learning rate")
         return value
 
     before = finite("the loss", float(loss.detach()))

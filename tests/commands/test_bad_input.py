@@ -39,10 +39,10 @@ TYPED = {
     "--space /dev/zero": "/dev/zero: cannot be read: it is larger than the 1,000,000 bytes",
     "--tracking-uri bogus": "--tracking-uri bogus: an MLflow server such as http://host:5000, or a",
     "--tracking-uri http://me:s3cretpw@": "--tracking-uri http://me:***@: an MLflow server",
-    "--seed 99999999999999999999": "--seed 99999999999999999999: at most 4294967295.",
-    "--trial-timeout 1e300": "--trial-timeout 1e+300: at most 100000000.",
+    "--seed 99999999999999999999": "--seed 99999999999999999999: must be at most 4294967295.",
+    "--trial-timeout 1e300": "--trial-timeout 1e+300: must be at most 100000000.",
     "--num-trials many": "--num-trials",
-    "--name ../elsewhere": "--name ../elsewhere: a plain name, without folders.",
+    "--name ../elsewhere": "--name ../elsewhere: must be a plain name, without folders.",
     "--output " + "x" * 300: "a name in it is longer than 255 bytes.",
     "--device tpu": "--device tpu: unknown.",
     "--address 127.0.0.1:1": "--address 127.0.0.1:1: nobody answers there (Connection",
@@ -147,7 +147,7 @@ def test_what_was_not_foreseen_is_one_line_and_exit_code_1(monkeypatch: pytest.M
     assert result.exit_code == 1
     assert result.stderr == (
         "unexpected error: KeyError: 'a mistake\\nof the program' (run the command again with "
-        "--debug to see where; if it is a mistake of the program, please report that)\n"
+        "--debug to see where; if this is a bug of lunar-tune, please report it)\n"
     )
     traced = without_ray(SEARCH, "--dry-run", "--debug")
     assert traced.exit_code == 1

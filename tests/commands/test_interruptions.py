@@ -46,7 +46,7 @@ def test_what_ends_is_disturbed_by_the_fourth_press_alone(more: int, is_put_back
     done = finish(start([sys.executable, "-c", ENDING.format(more=more)], cwd=Path.cwd()))
     assert done.returncode == 130
     assert ("put back" in done.stdout) is is_put_back
-    assert done.stderr.count("more to end at once") == min(more, 2)
+    assert done.stderr.count("more Ctrl-C to end at once") == min(more, 2)
     assert done.stderr.endswith("interrupted\n")
     assert "Traceback" not in done.stderr
 

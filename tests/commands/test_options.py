@@ -186,7 +186,7 @@ def test_what_is_wrong_in_a_file_is_one_message_with_the_keys(tmp_path: Path) ->
     file.write_text("num_trial: 3\nseed: many\ndata: mini\n")
     message = refused(COMMAND, "--config", file, "--dry-run")
     assert "2 things are wrong" in message
-    assert f"{file}: num_trial is no option. Did you mean 'num_trials'?" in message
+    assert f"{file}: num_trial is not an option. Did you mean 'num_trials'?" in message
     assert f"{file}: seed is 'many'; a whole number is needed." in message
     assert "nosuch.yaml" in refused(COMMAND, "--config", tmp_path / "nosuch.yaml")
 

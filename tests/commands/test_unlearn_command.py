@@ -74,12 +74,15 @@ def test_a_setting_that_cannot_be_is_refused(small: list[str]) -> None:
         (("layer=1", "learning_rate=0.01"), "missing: coefficient;"),
         (("--method", "ga", *SETTING[:3]), "layer"),
         ((*SETTING, "trained=full"), "trained"),
-        (("--method", "rmu", "layer=1", "learning_rate=0.1", "beta=0"), "beta 0.0: more than 0"),
+        (
+            ("--method", "rmu", "layer=1", "learning_rate=0.1", "beta=0"),
+            "beta 0.0: must be more than 0",
+        ),
         (("layer=x", *SETTING[1:]), "layer x: "),
         (("layer=-1", *SETTING[1:]), "3 decoder blocks"),
         (("layer=1,1", *SETTING[1:]), "layer 1, 1: a layer is named twice"),
         (("layer=1,2", "coefficient=1,2,3", *SETTING[2:]), "3 coefficients"),
-        ((*SETTING[:2], "learning_rate=-1"), "learning_rate -1: a positive number"),
+        ((*SETTING[:2], "learning_rate=-1"), "learning_rate -1: must be a positive number"),
         ((*SETTING, "--metrics", " , "), "--metrics is empty"),
     ):
         assert expected in refused(*small, *arguments)

@@ -91,21 +91,21 @@ def test_all_that_is_wrong_with_a_file_is_said_at_once() -> None:
     with pytest.raises(InputError) as raised:
         read(cuont=3, internal=2, flag="yes", word="one")
     assert raised.value.messages == (
-        "file.yaml: cuont is no option. Did you mean 'count'?",
-        "file.yaml: internal is no option.",
+        "file.yaml: cuont is not an option. Did you mean 'count'?",
+        "file.yaml: internal is not an option.",
         "file.yaml: flag is 'yes'; true or false is needed.",
     )
 
 
 def test_a_value_out_of_range_is_noted() -> None:
     for values, message in (
-        ({"word": "three"}, "--word three: there are one, two."),
-        ({"count": 0}, "--count 0: at least 1."),
-        ({"count": 6}, "--count 6: at most 5."),
-        ({"share": 0.0}, "--share 0.0: more than 0."),
-        ({"share": math.nan}, "--share nan: a finite number."),
-        ({"texts": ("c", "d")}, "--texts d: there are a,b, c."),
-        ({"said": ("y",)}, "said y: there are x."),
+        ({"word": "three"}, "--word three: must be one of one, two."),
+        ({"count": 0}, "--count 0: must be at least 1."),
+        ({"count": 6}, "--count 6: must be at most 5."),
+        ({"share": 0.0}, "--share 0.0: must be more than 0."),
+        ({"share": math.nan}, "--share nan: must be a finite number."),
+        ({"texts": ("c", "d")}, "--texts d: must be one of a,b, c."),
+        ({"said": ("y",)}, "said y: must be one of x."),
     ):
         assert complaints(Choice(**values)) == [message]
     for values in ({"count": 1}, {"count": 5}, {"share": 1e-300}, {"share": None}):
@@ -148,7 +148,7 @@ def test_help_is_the_text_below_a_declaration_and_an_option_keeps_what_is_not_sa
     assert RunOptions().max_new_tokens == PUBLISHED_MAX_NEW_TOKENS == 512
     assert (kind().count, kind().device) == (Choice().count, "cpu")
     assert complaints(kind(count=9)) == []
-    assert complaints(kind(count=0)) == ["--count 0: at least 1."]
+    assert complaints(kind(count=0)) == ["--count 0: must be at least 1."]
 
 
 def test_an_assignment_is_the_value_that_it_spells_and_a_range_has_two_bounds() -> None:

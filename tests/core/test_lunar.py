@@ -232,7 +232,7 @@ def test_layers_that_are_missing_or_match_no_coefficients_are_refused(model: Loa
     for layer, coefficient, message in (
         (3, 1.0, "layer 3: the model has 3 decoder blocks"),
         ([0, 1, 2], [1.0, 2.0], "3 layers and 2 coefficients"),
-        (1.5, 1.0, "layer 1.5: whole numbers"),
+        (1.5, 1.0, "layer 1.5: must be whole numbers"),
         ([], [], "at least one layer"),
     ):
         parameters = {"layer": layer, "coefficient": coefficient, "ridge": 1e-3}

@@ -115,17 +115,17 @@ def test_an_interruption_ends_a_search_and_gives_what_there_is(options: dict[str
 def test_all_mistakes_are_said_at_once_and_as_the_command_says_them(tmp_path: Path) -> None:
     with pytest.raises(lt.InputError) as caught:
         lt.search(num_trials=0, minimise="forget_nothing", backend="ray", output=tmp_path)
-    assert caught.value.messages[0] == "--num-trials 0: at least 1."
+    assert caught.value.messages[0] == "--num-trials 0: must be at least 1."
     assert "unknown metric 'forget_nothing'" in caught.value.messages[1]
     wrong: dict[str, Any] = {"num_trial": 3, "backend": "mpi", "holdout": "perhaps"}
     with pytest.raises(lt.InputError) as caught:
         lt.search(**wrong)
     assert caught.value.messages == (
-        "num_trial is no option. Did you mean 'num_trials'?",
+        "num_trial is not an option. Did you mean 'num_trials'?",
         "--backend is 'mpi'; in-process or ray is needed.",
         "--holdout is 'perhaps'; true or false is needed.",
     )
-    with pytest.raises(lt.InputError, match=r"--concurrency is Ray's"):
+    with pytest.raises(lt.InputError, match=r"--concurrency needs Ray"):
         lt.search(concurrency=2, output=tmp_path)
 
 

@@ -29,9 +29,9 @@ from lunar_tune.yaml_files import read_yaml
 
 def test_a_value_out_of_range_is_named() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: above 1 a whole number"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: must be a whole number"),
         ({"device": "cuda:1"}, "--device cuda:1: Ray hands out the GPUs"),
-        ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: at most 120 characters"),
+        ({"name": "n" * 121}, "--name nnnnnnnnnnnnnnnnnnnn…: must have at most 120 characters"),
     ]
     for options, expected in wrong:
         with pytest.raises(InputError) as caught:

@@ -344,7 +344,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         ({"fix": ("layer=2",), "ranges": ("layer=0:1",)}, "layer is named twice"),
         ({"ranges": ("layer=0:1", "layer=2:3")}, "--range layer=2:3: layer is named twice"),
         ({"kinds": {"ridge": Choice((1, 4))}, "ranges": ("ridge=2:3",)}, "holds none of 1, 4"),
-        ({"kinds": NPO, "ranges": ("dropout=0:1",), "method": "npo"}, "less than 1"),
+        ({"kinds": NPO, "ranges": ("dropout=0:1",), "method": "npo"}, "must be less than 1"),
         ({"fix": ("coefficient=much",), "ranges": ("ridge=1:2", "layer=0.5:1")}, "3 things are"),
     ]
     for options, part in wrong:

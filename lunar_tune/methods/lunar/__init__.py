@@ -72,7 +72,7 @@ def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
 
     layers, coefficients = numbers("layer"), numbers("coefficient")
     if not layers:
-        raise InputError("layer: an empty list. Give at least one layer.")
+        raise InputError("layer: the list is empty. Give at least one layer.")
     if len(coefficients) == 1:
         coefficients *= len(layers)
     if len(layers) != len(coefficients):
@@ -81,7 +81,7 @@ def _coefficients(parameters: Mapping[str, Any]) -> dict[int, float]:
             "each layer, or one for all."
         )
     if not all(layer.is_integer() for layer in layers):
-        raise InputError(f"layer {parameters['layer']}: whole numbers.")
+        raise InputError(f"layer {parameters['layer']}: must be whole numbers.")
     chosen = [int(layer) for layer in layers]
     if len(set(chosen)) < len(chosen):
         raise InputError(f"layer {', '.join(map(str, chosen))}: a layer is named twice.")

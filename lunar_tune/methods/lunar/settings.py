@@ -43,7 +43,7 @@ class LunarSettings(CheckedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver == "lora" and self.master_dtype != "float32":
-            raise InputError("master_dtype: lora trains in float32.")
+            raise InputError("master_dtype: must be float32 with solver lora.")
 
     @property
     def decay(self) -> float:

@@ -275,7 +275,7 @@ def solve_ridge(
     be solved in float64 raises a DivergenceError.
     """
     if not 0 < ridge < math.inf:
-        raise InputError(f"ridge {ridge}: a positive number.")
+        raise InputError(f"ridge {ridge}: must be a positive number.")
     tokens, d_ff = inputs.shape
     in_features = tokens >= d_ff
     indicator = is_forget.to(torch.float64)
