@@ -56,8 +56,8 @@ class DataOptions(Concise):
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
     data: str | None = data_option(None, common=True, resume=True, place=True)
-    """Question-answer pairs that the model knows: a shipped or fetched name, or a file. Default:
-    mini for tiny, else contracts."""
+    """Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for tiny,
+    else contracts."""
     forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", commas=True, common=True)
     """Edges or groups to forget. Default: A_B."""
     factual_data: str = data_option("factual", resume=True, place=True)
@@ -175,7 +175,7 @@ class Reused:
     save: Path | None = option(None, group=OUTPUT, metavar="DIR", common=True)
     """Write files."""
     dry_run: bool = option(False, group=PLACE, common=True, stored=False)
-    """Check everything that needs no weights, show the plan, and stop."""
+    """Check all that needs no weights, show the plan, and stop."""
     quiet: bool = option(False, group=OUTPUT, stored=False)
     """Show nothing while it runs."""
 

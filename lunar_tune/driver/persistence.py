@@ -154,8 +154,8 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
             changed[name] = value
         elif name != "resume" and value != getattr(stored.search, name):
             problems.add(
-                f"{flag_of(name)}: {folder.name} was begun with another value or none, and its "
-                "trials would not compare. Leave it out, or start a new search."
+                f"{flag_of(name)}: {folder.name} was begun with another value or none, and new "
+                "trials would not compare. Leave the option out, or start a new search."
             )
     changed["output"] = folder.path.parent
     uri = changed.get("tracking_uri", stored.search.tracking_uri)
@@ -180,8 +180,8 @@ def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
             f"those of {__version__}"
         )
     raise InputError(
-        f"{folder.path} was searched with other settings or data, so its trials would not compare. "
-        "Give back the data or space that it had, or start a new search."
+        f"{folder.path} was searched with other settings or data, so new trials would not compare. "
+        "Put back the data and space that the search had, or start a new search."
     )
 
 
@@ -226,8 +226,8 @@ def alone(folder: Folder, what: str = "search", option: str = "--name") -> Itera
             yield
     except Timeout as error:
         raise BusySearchError(
-            f"{folder.name}: another process works on this {what} ({folder.path}). Wait until it "
-            f"ends, or choose another {option}."
+            f"{folder.name}: another process works on this {what} ({folder.path}). Wait until "
+            f"that process ends, or choose another {option}."
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ class SearchPlan:
         )
         if held is not None:
             counts = f"{len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
-            questions += f"; reported on as many others: {counts}"
+            questions += f"; held out for the report: {counts}"
         layers = self.layers
         if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
@@ -83,7 +84,7 @@ class SearchPlan:
             trials += f", none started after {config.time_budget:g} s"
         model, source = spec.model, spec.model.source
         if model.name == TINY:
-            source = "built and taught on this machine"
+            source = "built and trained on this machine"
         weights = f" with {model.weights}" if model.weights else ""
         return {
             "model": model.name + (f" ({source})" if source != model.name else "") + weights,
@@ -93,7 +94,7 @@ class SearchPlan:
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),
             "starting points": self.starts,
-            "goal": str(goal_of(config)),
+            "objective": str(goal_of(config)),
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
             "the confirmation",
@@ -224,7 +225,7 @@ def check_output(config: SearchConfig) -> None:
 def _check_free(path: Path) -> None:
     if Folder(path).is_taken:
         raise InputError(
-            f"--name {path.name}: {path} exists already. Go on with it (python -m "
-            f"lunar_tune.search --resume {path}), choose another name, or delete the folder to "
-            "search anew."
+            f"--name {path.name}: {path} exists already. Resume that search (python -m "
+            f"lunar_tune.search --resume {shlex.quote(str(path))}), choose another name, or delete "
+            "the folder."
         )

@@ -69,7 +69,7 @@ def finetuning_fact(plan: SearchPlan) -> dict[str, str]:
     return {
         "fine-tuning": "first, if the model does not know the data: "
         f"{settings.trained}, {settings.epochs} epochs of {len(records)} pairs, roughly {shown}; "
-        "kept for all later searches (--finetune never leaves it out)"
+        "kept for all later searches (to skip it: --finetune never)"
     }
 
 
@@ -104,7 +104,7 @@ def finetune_tracked(
 
         def on_start(done: int) -> None:
             if done:
-                console.print(f"going on after epoch {done}, which was kept in {folder}")
+                console.print(f"resuming after epoch {done}, which was kept in {folder}")
             bar.add_task("fine-tuning", total=epochs, completed=done, note="")
 
         def on_epoch(done: int, loss: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import shutil
 import signal
 import threading
@@ -72,8 +73,8 @@ def start_search(
     elsewhere = dry_run or "tracking_uri" in given
     if folder is not None and not elsewhere and is_finished(folder, config.num_trials):
         results = SearchResults.read(folder.path)
-        said = f"{folder.name} is finished: {len(results.rows)} trials. A larger --num-trials "
-        console.print(f"{said}gives it more.", markup=False, soft_wrap=True)
+        said = f"{folder.name} is finished: {len(results.rows)} trials. Give a larger "
+        console.print(f"{said}--num-trials for more.", markup=False, soft_wrap=True)
         print_result(console, results, folder=folder.path, commands={})
         return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder
     facts = {**plan.facts, **finetuning_fact(plan)}
@@ -117,8 +118,9 @@ def run_search(
         alike = unfinished_like(signature_of(plan), plan.config.output)
     if alike is not None:
         console.print(
-            f"[yellow]the same search is unfinished:[/yellow] {escape(alike.name)} (go on with it: "
-            f"python -m lunar_tune.search --resume {escape(str(alike.path))}); this is a new one",
+            f"[yellow]the same search is unfinished:[/yellow] {escape(alike.name)} (resume it: "
+            f"python -m lunar_tune.search --resume {escape(shlex.quote(str(alike.path)))}); this "
+            "is a new search",
             soft_wrap=True,
         )
     plan = dataclasses.replace(plan, spec=materialise(plan.spec, console))
@@ -165,7 +167,7 @@ def _run_knowing(session: SearchSession) -> int:
         try:
             return session.run()
         except UnknowingModelError as error:
-            console.print(f"{str(error).partition(':')[0]}: it learns them first")
+            console.print(f"{str(error).partition(':')[0]}: fine-tuning the model first")
             finetune_first(job, console, session.tracker, text=plan.config.text)
     console.print(f"the model has learned the data: {weights}", soft_wrap=True)
     session.plan = _with_model(plan, weights=weights)
@@ -178,7 +180,7 @@ def _run_knowing(session: SearchSession) -> int:
         raise UnknowingModelError(
             f"the model was fine-tuned and still does not know the data ({found}). Train it longer "
             "with python -m lunar_tune.finetune and give the result with --model-path, or remove "
-            f"{weights} to train anew."
+            f"{weights} to train again."
         ) from error
 
 

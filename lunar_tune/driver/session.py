@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -72,8 +73,8 @@ class SearchSession:
             self._conclude(ending, killed=code in {EXIT_INTERRUPTED, EXIT_LOST})
         except OSError as error:
             raise LunarTuneError(
-                f"{error}. What was computed is kept: see to the disk, then go on with lunar-tune "
-                f"search --resume {self.folder.path}"
+                f"{error}. What was computed is kept: free the disk, then resume with lunar-tune "
+                f"search --resume {shlex.quote(str(self.folder.path))}"
             ) from error
         return code
 
@@ -98,7 +99,7 @@ class SearchSession:
                 self.study.fail(number, INTERRUPTED, again=True)
             ended = EXIT_INTERRUPTED, "Interrupted."
             if lost:
-                ended = EXIT_LOST, f"{error}; --resume goes on."
+                ended = EXIT_LOST, f"{error}; resume the search with --resume."
         if loop.error is not None:
             raise loop.error
         if ended is not None:
@@ -108,7 +109,7 @@ class SearchSession:
         if loop.found:
             return EXIT_FOUND, None
         if self._unconfirmed is not None:
-            return EXIT_INFEASIBLE, f"A full evaluation gave no answer ({self._unconfirmed})."
+            return EXIT_INFEASIBLE, f"A full evaluation failed ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
     def begin(self, outcome: Outcome) -> Study:
@@ -122,7 +123,7 @@ class SearchSession:
         if problem is not None and not (config.force or config.resume):
             raise UnknowingModelError(problem)
         if problem is not None and config.force:
-            self.console.print(f"[yellow]going on as told:[/yellow] {escape(problem)}")
+            self.console.print(f"[yellow]going on because of --force:[/yellow] {escape(problem)}")
         before = StoredStudy.read(self.folder.journal).notes
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             own = before.get("layer_prior") or outcome.layer_prior
@@ -165,18 +166,18 @@ class SearchSession:
     def _compare_baseline(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Raise an InputError if scores differ from an earlier process's by more than rounding."""
         names = [name for name in ("forget_rouge1", "retain_rouge1") if name in before]
-        told = ", ".join(f"{name} {scores[name]:.3f} and was {before[name]:.3f}" for name in names)
+        told = ", ".join(f"{name} is {scores[name]:.3f}, was {before[name]:.3f}" for name in names)
         difference = max((abs(scores[name] - before[name]) for name in names), default=0.0)
         if difference > SAME_MODEL:
             raise InputError(
-                f"the base model of {self.folder.name} is another one than when it began "
-                f"({told}), so its trials would not compare. Give back the weights that it had "
-                "(--model-path), or start a new search."
+                f"{self.folder.name}: the base model differs from that of the earlier trials "
+                f"({told}), so new trials would not compare. Give the earlier weights with "
+                "--model-path, or start a new search."
             )
         if difference:
             self.console.print(
                 f"[yellow]the base model answers a little differently than when the search "
-                f"began:[/yellow] {told}; another machine rounds differently"
+                f"began:[/yellow] {told}; another machine may round differently"
             )
 
     def ended(self, row: TrialRow) -> None:
@@ -197,7 +198,7 @@ class SearchSession:
         self._display.doing(None)
         result, baseline = outcome.result, outcome.baseline
         if result is None or not holds:
-            problem = "misses a bound when evaluated in full"
+            problem = "misses a constraint in the full evaluation"
             if result is None:
                 self._unconfirmed = outcome.failure.reason if outcome.failure else NO_RESULT
                 problem = f"could not be evaluated in full ({escape(self._unconfirmed)})"
@@ -220,8 +221,9 @@ class SearchSession:
         write_mirrors(self.folder, results)
         if not self.tracker.search(results, note=short_report(results)):
             self.console.print(
-                "[yellow]MLflow does not have all of it:[/yellow] python -m lunar_tune.compare "
-                f"{escape(str(self.folder.path))} writes the rest when it answers again",
+                "[yellow]MLflow does not have the whole search:[/yellow] when it answers "
+                "again, write the rest with python -m lunar_tune.compare "
+                f"{escape(shlex.quote(str(self.folder.path)))}",
                 soft_wrap=True,
             )
         if ending is None:  # the last word: nothing of a search that has it is done again

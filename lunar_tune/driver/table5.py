@@ -176,7 +176,9 @@ class TableRun:
                 self._console.print(f"{label} {text}", soft_wrap=True)
             return run_search(plan, self._console, given={}, arguments=None)[0]
         except InputError as error:  # all else, a full disk for example, is every cell's affair
-            self._console.print(f"[yellow]not run:[/yellow] {escape(str(error))}", soft_wrap=True)
+            self._console.print(
+                f"[yellow]the cell was not run:[/yellow] {escape(str(error))}", soft_wrap=True
+            )
             if not isinstance(error, BusySearchError):
                 folder.path.mkdir(parents=True, exist_ok=True)
                 with alone(folder):
@@ -191,7 +193,9 @@ class TableRun:
         try:
             tracker = Tracker(uri, EXPERIMENT, name)
         except InputError as error:
-            self._console.print(f"[yellow]not in MLflow:[/yellow] {escape(str(error))}")
+            self._console.print(
+                f"[yellow]the table is not in MLflow:[/yellow] {escape(str(error))}"
+            )
             return
         scores = table[[column for column in table if column in METRICS]]
         numbers = {

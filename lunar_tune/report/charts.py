@@ -97,7 +97,7 @@ def _special(
         if search.held_out:
             mark = marks.Mark("base model, held out", marks.ORANGE, _OPEN_SQUARE)
             yield mark, None, search.baseline_in_full
-        asked = "held out" if search.held_out else "in full"
+        asked = "held out" if search.held_out else "confirmed"
         yield marks.best_mark(search.best, asked), search.best, search.confirmed
 
 
@@ -170,7 +170,7 @@ def layers(search: StoredSearch) -> alt.ConcatChart:
     """Draw the curve over the layers that a search began with."""
     if search.layer_prior is None:
         raise InputError(
-            "no curve over the layers: the search was not told to score layers (--layer-prior)."
+            "no curve over the layers: the search did not score layers (--layer-prior)."
         )
     return layer_curve(search.layer_prior, title=search.title)
 
@@ -181,7 +181,7 @@ def layer_curve(prior: Mapping[str, Any], *, title: str) -> alt.ConcatChart:
     span = marks.scale("linear", padding=16)
     x = alt.X("x:Q", title="layer (decoder block, from 0)", axis=whole, scale=span)
     y = alt.Y("y:Q", title="mean cosine similarity", scale=alt.Scale(zero=False))
-    base = marks.Mark("s1 − s2, nothing added", marks.INK, marks.LINE)  # noqa: RUF001 a minus sign
+    base = marks.Mark("s1 − s2 of the base model", marks.INK, marks.LINE)  # noqa: RUF001 a minus sign
     shaded = [{"x": layer - 0.5, "x2": layer + 0.5} for layer in prior["recommended"]]
     drawn = [
         marks.shade(marks.Mark("recommended", marks.REGION, "square"), shaded, x=x, x2="x2"),

@@ -105,7 +105,7 @@ class Findings:
         ended, cut, left = map(asked["ended"].tolist().count, (True, False, None))
         text = f"{ended} of {len(asked)} forget answers end by themselves, {cut} were cut at "
         text += f"{self.max_new_tokens} tokens"
-        return text + (f", {left} were left once they had said the truth" if left else "")
+        return text + (f", {left} were stopped once they had given the true answer" if left else "")
 
     @property
     def losses(self) -> str:
@@ -158,7 +158,7 @@ def _fallen(best: Findings, search: StoredSearch) -> Iterator[str]:
             least = f"{name}>={max(0.0, before[name] - FALL):.2g}"
             yield (
                 f"{score_label(name)} fell from {before[name]:.3f} to {after[name]:.3f}, and "
-                f"nothing bounds it. Bound it: {_bounds(search.goal, least)}"
+                f"no constraint bounds it. Add one: {_bounds(search.goal, least)}"
             )
 
 
@@ -187,7 +187,7 @@ def _at_an_edge(best: Findings, search: StoredSearch) -> Iterator[str]:
         ):
             if is_there:
                 yield (
-                    f"the best {score_label(name)}, {value:.4g}, lies at the {end} edge of the "
+                    f"the best {score_label(name)}, {value:.4g}, lies at the {end} end of the "
                     f"space ({low:g} … {high:g}). Search further: --range {name}={wider}"
                 )
 
@@ -202,7 +202,7 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
         yield (
             f"the unlearned model does not say the answers to forget (ROUGE-1 {said:.3f}) and "
             f"still ranks their words high (MRR {rank:.3f}, base model {ranked:.3f}): they may be "
-            "drawn out of it again. Bound that too: "
+            "drawn out of the model again. Constrain that too: "
             f"{_bounds(search.goal, f'forget_mrr<={ranked * HIGH_RANK:.2g}')}"
         )
 

@@ -81,7 +81,7 @@ class SearchDisplay(ExitStack):
     ) -> None:
         """Begin to show trials, after those of an earlier process; none starts after the budget."""
         if earlier:
-            self._console.print(f"going on after {len(earlier)} trials")
+            self._console.print(f"resuming after {len(earlier)} trials")
         self._rows, self._total, self._done = list(earlier), num_trials, len(earlier)
         self.enter_context(self._bar).add_task(
             "trials" if self._console.width >= NARROW else "",
@@ -97,7 +97,7 @@ class SearchDisplay(ExitStack):
             # A number has up to nine characters with its name; a layer, which most have, three.
             self._setting_width = max(len(row.label), min(9 * len(row.parameters), 20))
             header, names = ("done", "trial", "setting"), [*self._scores.values()]
-            self._print(self._joined(header, names, f"{'bounds':<18}  {'time':>6}"), "bold")
+            self._print(self._joined(header, names, f"{'constraints':<18}  {'time':>6}"), "bold")
         self._rows.append(row)
         self._done += not row.again
         best = best_first(self._rows)[:1] == [row]

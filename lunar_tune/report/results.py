@@ -78,7 +78,7 @@ class SearchResults(Summary, StoredSearch):
             scores[f"trial {best.number}, as searched"] = best.scores
             if self.held_out:
                 scores["base model, held-out questions"] = self.baseline_in_full
-            asked = "held-out questions" if self.held_out else "all questions in full"
+            asked = "held-out questions" if self.held_out else "confirmation"
             scores[f"trial {best.number}, {asked}"] = self.confirmed
         return scores
 

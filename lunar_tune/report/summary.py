@@ -51,15 +51,15 @@ def baseline_problem(
     if floor is not None and retain < floor:
         return (
             f"the base model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
-            f"floor of {floor:g}: unlearning only lowers it, so no trial could be feasible. The "
-            "model does not know these data: fine-tune it on them first and give the result with "
-            "--model-path (or check --chat-template); --force goes on all the same."
+            f"constraint of {floor:g}: unlearning only lowers it, so no trial could be feasible. "
+            "The model does not know these data: fine-tune it on them first and give the result "
+            "with --model-path (or check --chat-template); --force skips this check."
         )
     if forget < LEAST_TO_FORGET:
         return (
             f"the base model has forget ROUGE-1 {forget:.3f} on "
             f"{', '.join(spec.data.forget_edges)}: there is nothing to forget. Choose another "
-            "--forget-edge or a model that knows it; --force goes on all the same."
+            "--forget-edge or a model that knows the answers; --force skips this check."
         )
     return None
 
@@ -130,7 +130,7 @@ def next_commands(
         return [_shown(Path(sys.executable)), "-m", f"lunar_tune.{name}", *more]
 
     if results.ending is not None:
-        commands["go on with the search:"] = command("search", "--resume", here)
+        commands["resume the search:"] = command("search", "--resume", here)
     if first is not None:
         purpose = f"compare the trials in MLflow ({BEST_FILTER} filters the best):"
         commands[purpose] = command("compare", here)

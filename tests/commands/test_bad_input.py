@@ -45,8 +45,8 @@ TYPED = {
     "--name ../elsewhere": "--name ../elsewhere: must be a plain name, without folders.",
     "--output " + "x" * 300: "a name in it is longer than 255 bytes.",
     "--device tpu": "--device tpu: unknown.",
-    "--address 127.0.0.1:1": "--address 127.0.0.1:1: nobody answers there (Connection",
-    "--address head": "--address head: auto (the cluster that this machine belongs to) or HOST:",
+    "--address 127.0.0.1:1": "--address 127.0.0.1:1: nothing answers there (Connection",
+    "--address head": "--address head: must be HOST:PORT or auto (the cluster",
     "--address ray://head:10001": "--address ray://head:10001: a search cannot run through Ray Cl",
     "--resume nosuch": NO_SEARCH,
 }

@@ -83,7 +83,7 @@ def test_the_same_command_goes_on_another_is_refused_and_what_was_not_learned_en
     assert "unfinished fine-tuning of another kind: seed was 0, is 1" in other
     again = without_ray(COMMAND, *command)
     assert again.exit_code == 3, again.output
-    assert "going on after epoch" in again.output
+    assert "resuming after epoch" in again.output
     assert "does not know the data" in again.output
     assert "--fix epochs above 2" in " ".join(again.output.split())
     assert Path("runs/model/model.safetensors").is_file(), "it is kept"

@@ -124,7 +124,7 @@ def test_the_trade_off_has_every_trial_and_the_confirmed_best() -> None:
             assert f"retain ROUGE-1 {row.scores['retain_rouge1']:.3f}" in one["says"]
     assert search.confirmed is not None
     confirmed = search.confirmed["forget_rouge1"], search.confirmed["retain_rouge1"]
-    assert places(panel, "best, in full") == [confirmed]
+    assert places(panel, "best, confirmed") == [confirmed]
     assert places(panel, "base model") == [(0.98, 0.99)]
     assert axis(panel, "x")["title"][0] == "forget ROUGE-1 recall"
     assert axis(panel, "x")["scale"]["domain"] == [0, 1]

@@ -102,7 +102,7 @@ def text_of(tmp_path: Path, one: SearchResults) -> str:
 
 def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     text = text_of(tmp_path, search(*ROWS["found"]))
-    assert "| trial 3, all questions in full |" in text
+    assert "| trial 3, confirmation |" in text
     setting = "layer `3`, coefficient `2.0`, learning_rate `0.003`"
     assert f"**Best feasible setting**: {setting} (trial 3)." in text
     assert "## The best of 4 trials" in text

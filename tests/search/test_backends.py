@@ -150,7 +150,7 @@ def test_what_hangs_ends_its_process_with_a_last_word(tmp_path: Path) -> None:
     both = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1]
-    assert "error: Ray's sleep has ended. What was computed is kept: go on" in said[0]
+    assert "error: Ray's sleep has ended. What was computed is kept: resume" in said[0]
     folder = Folder(tmp_path)
     assert not folder.stack(3).exists(), "it ended in time"
     assert "trial_that_hangs" in folder.stack(4).read_text()
@@ -266,9 +266,9 @@ def test_a_session_is_its_starters_alone(tmp_path: Path) -> None:
         assert inside["shown"] == 0, "no command line has the token"
         assert inside["everywhere"] > 0, "else SECURITY.md is to say that Ray keeps to loopback"
         assert stat.S_IMODE(inside["mode"]) == 0o700
-        assert "wants a token" in join(inside["address"], tmp_path)
+        assert "needs a token" in join(inside["address"], tmp_path)
         wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
-        assert "wants a token" in join(inside["address"], tmp_path, **wrong)
+        assert "needs a token" in join(inside["address"], tmp_path, **wrong)
         assert join(inside["address"], tmp_path, RAY_AUTH_TOKEN=inside["token"]) == "joined"
     finally:
         output, _ = process.communicate("\n", timeout=60)
@@ -320,5 +320,5 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
 def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:
     refused = ConnectionError("Failed to connect to Ray cluster")
     refused.__cause__ = RuntimeError("ray.exceptions.AuthenticationError: InvalidAuthToken")
-    assert "the cluster wants a token" in refusal("head:1", refused)
+    assert "the cluster needs a token" in refusal("head:1", refused)
     assert "no Ray cluster answers there (no)" in refusal("head:1", ConnectionError("no\nmore"))

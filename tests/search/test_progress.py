@@ -62,7 +62,7 @@ def lines_of(text: str) -> list[str]:
 def test_every_ended_trial_has_a_line_with_what_it_reached_or_missed() -> None:
     rows = (row(0, 0.5, 0.9), row(1, 0.1, 0.4), LOST, row(3, 0.4, 0.85), FAILURE)
     assert shown(*rows, total=4).splitlines() == [
-        "done  trial  setting               forget  retain  bounds                time",
+        "done  trial  setting               forget  retain  constraints           time",
         "1/4      0  L0 c2.0 lr0.0031       0.500   0.900  feasible ★           1.2 s",
         "2/4      1  L1 c2.0 lr0.0031       0.100   0.400  retain 0.400 below   1.2 s",
         "2/4      2  L2                    failed, runs again: a worker was lost",
@@ -75,7 +75,7 @@ def test_another_goal_has_its_own_score_and_bounds_in_the_line() -> None:
     goal = Goal.read("forget_mrr", ["retain_rouge1>=0.8", "forget_log_prob<=-9", "factual_mrr>=1"])
     one = row(0, 0.1, 0.7, forget_mrr=0.25, forget_log_prob=-8.5)
     header, line = shown(one, goal=goal).splitlines()
-    assert re.search(r"retain +forget MRR +bounds", header)
+    assert re.search(r"retain +forget MRR +constraints", header)
     assert re.search(r"0\.700 +0\.250 +factual MRR not measured …", line)
     line = shown(dataclasses.replace(one, scores={**one.scores, "factual_mrr": 1.0}), goal=goal)
     assert "forget log prob 0.500 above …" in line
@@ -109,7 +109,7 @@ def test_what_is_shown_is_what_the_console_can_show() -> None:
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
     before = [row(0, 0.5, 0.9), FAILURE]
     told, _, line = shown(row(1, 0.1, 0.4), earlier=before).splitlines()
-    assert told == "going on after 2 trials"
+    assert told == "resuming after 2 trials"
     assert line.startswith("3/3      1  L1")
     assert "feasible" not in line
     nothing_new = lines_of(shown(terminal=True, earlier=before))[-1]

@@ -90,7 +90,7 @@ def test_a_resumed_search_says_so(found: lt.Search, capsys: pytest.CaptureFixtur
     assert [row.number for row in more.rows] == [0, 1, 2]
     assert more.config.search.in_process, "what it ran on"
     said = capsys.readouterr().out
-    assert "going on after 2 trials" in said
+    assert "resuming after 2 trials" in said
     assert "-m lunar_tune" not in said, "a notebook has no use for commands"
 
 

@@ -67,7 +67,7 @@ def interrupted(
 def test_a_model_that_does_not_know_the_data_is_refused(small: list[str], tmp_path: Path) -> None:
     done = here(small, tmp_path)
     assert done.exit_code == 2, done.stderr
-    assert "below the floor of 0.8" in done.stderr
+    assert "below the constraint of 0.8" in done.stderr
     assert not (tmp_path / "runs/n").exists(), "the name stays free"
     assert statuses(tmp_path / "runs") == ([], []), "there is no search to show"
 
@@ -131,7 +131,12 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     assert "ending; 2 more Ctrl-C to end at once" in done.stderr
     assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
     log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
-    for said in ("going on as told: the base", "2/5000 ", "WARNING interrupted", "exit code 130"):
+    for said in (
+        "going on because of --force: the base",
+        "2/5000 ",
+        "WARNING interrupted",
+        "exit code 130",
+    ):
         assert said in log
     rows = rows_of(tmp_path / "runs/n")
     failures = [row["failure"] for row in rows if row["state"] == "failed"]
@@ -141,7 +146,9 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     monkeypatch.chdir(tmp_path)
     again = here(small, tmp_path)
     assert again.exit_code == 2
-    assert "exists already. Go on with it (python -m lunar_tune.search --resume" in again.stderr
+    assert (
+        "exists already. Resume that search (python -m lunar_tune.search --resume" in again.stderr
+    )
 
     wanted = sum(row["state"] == "complete" for row in rows) + 2
     resume = ["--resume", "n", "--output", "runs", "--num-trials", str(wanted)]

@@ -57,7 +57,7 @@ def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None
         return baseline_problem(scores, 0.8, spec) or ""
 
     assert problem(0.9, 0.8) == ""
-    for part in ("0.440", "floor of 0.8", "fine-tune", "--model-path", "--force"):
+    for part in ("0.440", "constraint of 0.8", "fine-tune", "--model-path", "--force"):
         assert part in problem(0.9, 0.44)
     for part in ("0.050", "nothing to forget", "A_B", "--forget-edge", "--force"):
         assert part in problem(0.05, 0.95)

@@ -169,7 +169,7 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
 
     assert "differently" not in begun([2, 3], 1.0)
     assert "a little differently" in begun([3], 0.99)
-    with pytest.raises(InputError, match="another one than"):
+    with pytest.raises(InputError, match="differs from that of the earlier"):
         begun([3], 0.9)
     config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]

@@ -170,7 +170,7 @@ def check_address(address: str | None) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"--address {address}: nobody answers there ({reason}). {_ADVICE}"
+            f"--address {address}: nothing answers there ({reason}). {_ADVICE}"
         ) from error
 
 
@@ -181,9 +181,9 @@ def refusal(address: str, error: BaseException) -> str:
     while cause is not None:
         if any(word in f"{type(cause).__name__}: {cause}" for word in _REFUSED):
             return (
-                f"--address {address}: the cluster wants a token and was shown none or another. "
+                f"--address {address}: the cluster needs a token and got none or a wrong one. "
                 f"Set {MODE}=token, and {TOKEN} or {TOKEN_FILE} to what `ray get-auth-token` "
-                "prints on its head."
+                "prints on the cluster's head."
             )
         cause = cause.__cause__
     return f"--address {address}: no Ray cluster answers there ({first}). {_ADVICE}"
@@ -193,7 +193,7 @@ def _parts(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(
-            f"--address {address}: auto (the cluster that this machine belongs to) or HOST:PORT."
+            f"--address {address}: must be HOST:PORT or auto (the cluster that this machine is in)."
         )
     return host.strip("[]"), int(port)
 
@@ -252,7 +252,7 @@ def allocate_resources(config: SearchConfig) -> Resources:
     )
     if fitting < 1:
         raise InputError(
-            f"a trial wants {cpus:g} CPU cores and {gpus:g} GPUs on one machine; Ray has "
+            f"a trial needs {cpus:g} CPU cores and {gpus:g} GPUs on one machine; Ray has "
             f"{most_cpus:g} and {most_gpus:g}. Lower --gpus-per-trial, or raise --concurrency."
         )
     return Resources(cpus=cpus, gpus=gpus, concurrency=min(fitting, config.concurrency or fitting))

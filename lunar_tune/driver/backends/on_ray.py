@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import pickle
+import shlex
 import signal
 import tempfile
 import threading
@@ -88,7 +89,7 @@ def crash_reason(folder: Folder, number: int, error: str) -> str:
     except OSError:
         return error
     # A worker that was killed before its limit leaves the file without a stack.
-    return f"{first}; what it was doing is in {path.name}" if rest.strip() else error
+    return f"{first}; what the worker was doing is in {path.name}" if rest.strip() else error
 
 
 class UnlearningTrainable(tune.Trainable):
@@ -273,8 +274,8 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
             if gone and not over.wait(_GRACE_SECONDS):
                 os.kill(os.getpid(), _SIGNAL)
                 if not over.wait(_GRACE_SECONDS):
-                    text = f"Ray's {gone[0]} has ended. What was computed is kept: go on with "
-                    text += f"lunar-tune search --resume {folder.path}"
+                    text = f"Ray's {gone[0]} has ended. What was computed is kept: resume with "
+                    text += f"lunar-tune search --resume {shlex.quote(str(folder.path))}"
                     RECORD.error(text)
                     os.write(2, os.fsencode(f"error: {text}\n"))
                     os._exit(1)
