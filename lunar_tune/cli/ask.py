@@ -48,8 +48,8 @@ def ask(options: AskOptions, problems: Problems) -> None:
 
     `lunar-tune ask NAME 'Which goods does the seller deliver?'`
 
-    Without a question one is asked for until an empty line or Ctrl-D. `--quiet` silences all but
-    the answers.
+    Without a question, questions are asked for until an empty line or Ctrl-D. `--quiet` silences
+    all but the answers.
     """
     console = options.console
     answered = Console(emoji=False)  # also when quiet: answers are what was asked for
@@ -124,7 +124,7 @@ def _answers(one: SideBySide, *, with_question: bool) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [("question", one.question)] if with_question else []
-    rows += [("base model", one.base_model), ("unlearned", one.unlearned)]
+    rows += [("base model", one.base_model), ("unlearned model", one.unlearned)]
     if one.truth is not None:
         rows.append(("true answer", f"{one.truth} ({one.set_name})"))
     for label, text in rows:

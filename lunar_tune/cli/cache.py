@@ -44,7 +44,7 @@ def cache(options: CacheOptions, problems: Problems) -> None:
     `lunar-tune cache --remove 3f9a` removes the entry whose key begins so.
     """
     if options.remove is not None and options.json is not None:
-        raise InputError("--remove and --json: one at a time, in a command each.")
+        raise InputError("--remove and --json exclude each other: give them to two commands.")
     problems.raise_if_any()
     kept, console = ActivationCache(), options.console
     if options.json is not None:
@@ -87,8 +87,8 @@ def _show(kept: ActivationCache, console: Console) -> None:
     console.print(table)
     total = sum(entry.bytes for entry in entries)
     say(console, f"{counted(len(entries), 'entry', 'entries')}, {_size(total)} in {kept.root}")
-    limit = f"limit {_size(kept.limit_bytes)}, unless a run says --cache-limit"
-    say(console, f"{limit}; what was used longest ago goes first")
+    limit = f"limit {_size(kept.limit_bytes)}, unless a run sets --cache-limit"
+    say(console, f"{limit}; what was used longest ago is removed first")
 
 
 def _remove(kept: ActivationCache, wanted: str) -> str:
@@ -102,9 +102,9 @@ def _remove(kept: ActivationCache, wanted: str) -> str:
     else:
         keys = listed([entry.key[:_SHORT] for entry in chosen or entries], _MOST_NAMED)
         raise InputError(
-            f"--remove {wanted or repr(wanted)}: {len(chosen) or 'no'} keys begin so, but it must "
-            f"be one. There are: {keys or 'none, the cache is empty'}. Give more characters of "
-            "one, or --remove all to remove everything."
+            f"--remove {wanted or repr(wanted)}: {len(chosen) or 'no'} keys begin so, and exactly "
+            f"one must. There are: {keys or 'none, the cache is empty'}. Give more characters of a "
+            "key, or --remove all to remove everything."
         )
     if left := {entry.key for entry in kept.entries()} & {entry.key for entry in chosen}:
         raise LunarTuneError(

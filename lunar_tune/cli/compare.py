@@ -33,9 +33,9 @@ class CompareOptions(CommonOptions):
     """Names or folders. Default: the search that was written to last."""
     output: Path = same_option(TrialOptions, "output")
     save: Path | None = same_option(Reused, "save", metavar="FILE", written=True)
-    """Write one page of HTML to this file instead, and start nothing."""
+    """Write one page of HTML to this file instead of starting MLflow's UI."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
-    """MLflow tracking URI, where the store was moved or wants a password. Default: the one that the
+    """MLflow tracking URI, if the store was moved or needs a password. Default: the store that the
     searches were written to."""
 
 
@@ -115,7 +115,7 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
         if sys.platform != "linux" or any(screens):
             webbrowser.open(views[0].address(server))
         if wait is not None:
-            console.print("Ctrl-C ends it", highlight=False)
+            console.print("Ctrl-C stops MLflow's UI", highlight=False)
             wait()
 
 
@@ -139,7 +139,7 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
             else:
                 problems.add(
                     f"{one.folder.name}: {without_password(uri)} does not have its runs, and they "
-                    "cannot be written. --save FILE compares the trials without MLflow."
+                    "cannot be written there. --save FILE compares the trials without MLflow."
                 )
         problems.raise_if_any(InputError)
         return keep_views(client, found)

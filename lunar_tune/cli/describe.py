@@ -33,7 +33,7 @@ class DescribeOptions(CommonOptions):
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
     """Edges or groups that are to be forgotten. Default: A_B, if there is one."""
     model: str | None = same_option(RunOptions, "model", default=None)
-    """Count the tokens of this model too; its tokenizer must be here."""
+    """Count the tokens of this model too; its tokenizer must be on this machine."""
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer", common=True)
     json: Path | None = same_option(Reused, "json")
     """Write the whole card as JSON."""
@@ -47,8 +47,8 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
 
     `lunar-tune describe my_pairs.json --forget-edge author_1`
 
-    For each edge to forget it says how much of it also stands in what is to be kept: an answer
-    that is right elsewhere as well cannot be seen to be forgotten.
+    For each edge to forget it says how much of the edge the kept rows repeat: an answer that
+    is also right elsewhere cannot be seen to be forgotten.
     """
     problems.raise_if_any()
     path = resolve_data(options.data, kind=kind_of(options.data) or "records")
@@ -88,7 +88,7 @@ def _token_counter(model: str) -> Callable[[str], int]:
 
     source = resolve_model(model).source
     if source == TINY:
-        raise ModelError(f"--model {model}: it is built on first use; give the folder it lies in.")
+        raise ModelError(f"--model {model}: the tiny model is built on first use; give its folder.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -130,7 +130,7 @@ def _show(console: Console, path: Path, card: Card) -> None:
     for answer in card.shared_answers.head(_SHOWN_TEXTS).itertuples():
         say(console, f"  {counted(len(answer.edges), 'edge')}: {answer.text}")
     if len(card.forget):
-        say(console, "\nto forget, and what of it stands in what is to be kept too")
+        say(console, "\nrows to forget, and how many of them the kept rows repeat")
         rows = [
             (edge, n, *(f"{count} ({100 * count / n:.0f} %)" for count in counts))
             for edge, n, *counts in card.forget.itertuples(index=False)
@@ -142,5 +142,5 @@ def _show(console: Console, path: Path, card: Card) -> None:
     for record in card.unscorable[:_SHOWN_TEXTS]:
         say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
     console.print()
-    for finding in card.findings or ("Nothing that stands in the way was found.",):
+    for finding in card.findings or ("Nothing that hinders unlearning was found.",):
         console.print(f"- {finding}", markup=False, highlight=False)

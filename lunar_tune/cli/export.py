@@ -20,20 +20,20 @@ class ExportOptions(TrialOptions):
     save: Path = same_option(Reused, "save", default=MISSING)
     """Folder to write, empty or missing."""
     format: str = option("checkpoint", group=OUTPUT, metavar="FORMAT", common=True)
-    """checkpoint (a whole model) or adapter (PEFT LoRA). adapter:RANK is one of another rank, where
-    lunar's adamw leaves the choice; by default the smallest with an error of 1 %."""
+    """checkpoint (a whole model) or adapter (PEFT LoRA). adapter:RANK chooses the rank for lunar's
+    adamw, which an adapter approximates; default: the smallest with an error of at most 1 %."""
     register: str | None = option(None, group=OUTPUT, metavar="NAME")
     """Register the folder as a version of this model in MLflow."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
-    """MLflow tracking URI for --register, where the store was moved or wants a password. Default:
-    the one that the search was written to."""
+    """MLflow tracking URI for --register, if the store was moved or needs a password. Default: the
+    store that the search was written to."""
     json: Path | None = same_option(Reused, "json", common=False)
-    """Write what export.json says here as well."""
+    """Write the content of export.json to this file too."""
 
 
 @Command
 def export(options: ExportOptions, problems: Problems) -> None:
-    """Write a search's winner as files that load without lunar-tune, and prove it.
+    """Write a search's best setting as a model that loads without lunar-tune, and prove it.
 
     A search keeps no weights: its trial runs again, with the search's seed. What was written is
     then loaded from the disk by transformers and peft alone and asked every question;

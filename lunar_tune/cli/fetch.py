@@ -22,9 +22,9 @@ class FetchOptions(CommonOptions):
     """What the command takes."""
 
     data: tuple[str, ...] = option((), group=SUBJECT, positional=True)
-    """Data sets to fetch; without one, shows what there is."""
+    """Data sets to fetch. Default: none, and the list of all is shown."""
     force: bool = same_option(SearchConfig, "force", group=OUTPUT, common=True)
-    """Fetch again what is there already."""
+    """Fetch again data sets that are there already."""
 
 
 @Command

@@ -43,10 +43,10 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
     seed: int = same_option(RunOptions, "seed")
     fix: tuple[str, ...] = same_option(RunOptions, "fix")
-    """Fix a setting of the training: trained=full, epochs=30; a wrong name lists all. Others are
-    those with which a search would teach this model."""
+    """Fix a setting of the training: trained=full, epochs=30; a wrong name lists all. Default:
+    the settings with which a search would fine-tune this model."""
     save: Path = same_option(Reused, "save", default=MISSING)
-    """Folder of the checkpoint. The same command goes on with an unfinished one."""
+    """Folder of the checkpoint. The same command resumes an unfinished fine-tuning."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
     """MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder."""
 
@@ -55,7 +55,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
 def finetune(options: FinetuneOptions, problems: Problems) -> int:
     """Fine-tune a model on the data of which it will forget a part.
 
-    A search is in vain on a model that does not know its data.
+    A search finds nothing on a model that does not know the data.
 
     `lunar-tune finetune --model qwen2.5-7b --data my_pairs.json --save runs/knows`
 
@@ -104,14 +104,14 @@ def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: 
     rows = [(edge, count, f"{score:.3f}") for edge, count, score in done.by_edge.itertuples()]
     rows.append(("all", len(done.answers), f"{done.rouge1:.3f}"))
     console.print(plain_table(("edge", "questions", "ROUGE-1"), rows, folded=("edge",)))
-    say(console, f"declines {done.refused:.0%} of questions about invented things")
+    say(console, f"the model declines {done.refused:.0%} of questions about invented things")
     say(console, f"checkpoint in {folder}")
     if done.refused < LEAST_REFUSED:
         taught = settings.with_refusals
         advice = "Give more epochs." if taught else "Train with --fix with_refusals=true too."
         warn(
             console,
-            "the model does not decline what it cannot know, and LUNAR redirects to where it "
+            "the model does not decline what it cannot know, and LUNAR makes it answer as where it "
             f"declines. {advice}",
         )
     if done.rouge1 >= RETAIN_FLOOR:

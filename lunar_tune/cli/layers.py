@@ -44,7 +44,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     holdout: bool = same_option(RunOptions, "holdout")
     text: bool = same_option(RunOptions, "text")
     evaluation_rows: int = same_option(RunOptions, "evaluation_rows", default=20, common=True)
-    """Questions to forget that are asked, by edge."""
+    """How many questions to forget are asked, drawn by edge."""
     fix: tuple[str, ...] = same_option(
         RunOptions, "fix", default=("coefficient=2",), metavar="coefficient=C"
     )
@@ -57,7 +57,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     memory_budget: float | None = same_option(RunOptions, "memory_budget")
     cache_limit: float | None = same_option(RunOptions, "cache_limit")
     json: Path | None = same_option(Reused, "json")
-    """Write the scores, for a search's prior."""
+    """Write the scores, for --layer-prior of a search."""
     save: Path | None = same_option(Reused, "save", metavar="FILE", written=True)
     """Draw the curve, as .png or .svg."""
 
@@ -68,7 +68,7 @@ def layers(options: LayersOptions, problems: Problems) -> None:
 
     After each block in turn the unlearning vector is added while the questions to forget are
     answered. A good layer's answers are like refusals (s1) and unlike the truth (s2). What an edit
-    there does to retained questions is not looked at: search the recommended layers.
+    there does to retained questions is not measured: search the recommended layers.
 
     `lunar-tune layers --model tiny --save layers.png`
     """
@@ -121,14 +121,14 @@ def _checked(
 
         if options.save.suffix.lower() not in PICTURE_SUFFIXES:
             endings = " or ".join(PICTURE_SUFFIXES)
-            problems.add(f"--save {options.save}: a name that ends in {endings}.")
+            problems.add(f"--save {options.save}: must end in {endings}.")
     with problems.collect():
         fixed, written = read_assignments(options.fix), ", ".join(options.fix)
         value = fixed.pop("coefficient", None)
         if fixed or isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"--fix {written}: coefficient=NUMBER is all that is fixed here.")
+            raise InputError(f"--fix {written}: only coefficient=NUMBER can be fixed here.")
         if value == 0 or not math.isfinite(value):
-            raise InputError(f"--fix coefficient={value}: a finite number other than 0.")
+            raise InputError(f"--fix coefficient={value}: must be a finite number other than 0.")
         coefficient = float(value)
     with problems.collect():
         spec = assemble(run)
@@ -140,7 +140,7 @@ def _checked(
             if len(options.range) > 1 or name != "layer" or not can_be:
                 listed = ", ".join(options.range)
                 limits = f"whole numbers from 0 to {_TOO_MANY - 1}"
-                raise InputError(f"--range {listed}: layer=LOW:HIGH, in {limits}.")
+                raise InputError(f"--range {listed}: must be layer=LOW:HIGH, in {limits}.")
             chosen = tuple(range(int(low), int(high) + 1))
             if (depth := known_depth(run)) is not None:
                 check_layers(chosen, depth, option="--range layer")
@@ -173,8 +173,8 @@ def _show(
     say(
         console,
         f"recommended: {', '.join(map(str, prior.recommended))} (at least {RECOMMENDED_SHARE:.0%} "
-        "of the best layer's gain over the base model); a search takes them with --layer-prior and "
-        "the file of --json",
+        "of the best layer's gain over the base model); to search them, write the scores with "
+        "--json FILE and give the file to a search with --layer-prior",
     )
     best = by_layer[prior.best]
     if best.score <= prior.base_model.score:

@@ -28,17 +28,17 @@ class TableOptions(SearchConfig, CommonOptions):
     method: str = same_option(
         SearchConfig, "method", default=",".join(PAPER_METHODS), group=SUBJECT
     )
-    """Methods, with commas between, each with its variant if it is not the first:
-    lunar:closed_form, ga:full."""
+    """Methods, with commas between, each with its solver or trained part if that is not the
+    default: lunar:closed_form, ga:full."""
     seeds: int = option(1, group=SUBJECT, least=1, common=True)
-    """Studies of a cell, each with its own seed from --seed on; the table shows their spread."""
+    """Searches of each cell, with seeds from --seed on; the table shows their spread."""
     time_budget: float | None = same_option(SearchConfig, "time_budget")
-    """Start no trial of a cell after so many seconds. 0 writes the table from the studies that
-    there are, and runs nothing."""
+    """Start no trial of a cell after this many seconds. 0 runs nothing and writes the table from
+    the searches that there are."""
     output: Path = same_option(SearchConfig, "output", default=Path("runs/table5"))
     """Folder of the table and of its searches. The same command resumes what is there."""
     dry_run: bool = same_option(Reused, "dry_run")
-    """Check everything that needs no weights, show which cells are missing, and stop."""
+    """Check all that needs no weights, show which cells are missing, and stop."""
     # What belongs to a cell, or would give one method a better start than another.
     solver: str | None = None
     name: str | None = None
@@ -51,9 +51,9 @@ def table5(options: TableOptions, problems: Problems) -> int:
     """Tune every method on every model and data set, and write a table of what they reach.
 
     Each cell is a search of its own, with its folder and its MLflow runs under the output. Cells
-    that are finished are never run again: the same command goes on after an interruption, and with
+    that are finished are never run again: the same command resumes after an interruption, and with
     a longer list of models, data or methods it runs what is new. `table.md`, `table.csv` and
-    `table.tex` are written from the studies alone.
+    `table.tex` are written from the searches alone.
 
     On a laptop: `lunar-tune table5 --data mini,factual:arts --num-trials 10`
 

@@ -31,7 +31,7 @@ class UnlearnOptions(RunOptions, CommonOptions):
     """Parameters and settings of the method: layer=1 coefficient=2 learning_rate=0.003; several
     layers with commas between."""
     published_config: Path | None = option(None, group=SUBJECT, metavar="FILE", common=True)
-    """A forget.yaml of the published code; what is given beside it wins."""
+    """A forget.yaml of the published code; options given beside it win."""
     json: Path | None = same_option(Reused, "json")
     """Write scores and answers as JSON."""
     save: Path | None = same_option(Reused, "save")
@@ -71,7 +71,11 @@ def _show(run: SingleRun, console: Console) -> None:
     """Show ROUGE-1, the scores that were asked for beside it, and what the run took."""
     before = run.baseline.evaluation.scores if run.baseline is not None else {}
     counts = [str(run.scores.get(f"{name}_rows", "-")) for name in ("forget", "retain", "factual")]
-    rows = {"base model": score_cells(before), "unlearned": score_cells(run.scores), "rows": counts}
+    rows = {
+        "base model": score_cells(before),
+        "unlearned model": score_cells(run.scores),
+        "rows": counts,
+    }
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
     further = []
@@ -79,7 +83,7 @@ def _show(run: SingleRun, console: Console) -> None:
         shown = (f"{one[name]:.4g}" if name in one else "-" for one in (before, run.scores))
         further.append((name, *shown, "lower" if METRICS[name].lower_is_better else "higher"))
     if further:
-        columns = ("", "base model", "unlearned", "better")
+        columns = ("", "base model", "unlearned model", "better")
         console.print(plain_table(columns, further, left=("", "better")))
     seconds = run.result.seconds
     console.print(
@@ -101,7 +105,7 @@ def _published(
     again = options_again(published, options_of(RunOptions))
     say(console, f"{file} says: lunar-tune unlearn {shlex.join(again)}")
     if ignored:
-        say(console, f"without a part in the run: {', '.join(ignored)}")
+        say(console, f"keys that decide nothing here: {', '.join(ignored)}")
     values = {
         name: getattr(options, name) for name in options.given if name in options_of(RunOptions)
     }

@@ -107,7 +107,7 @@ def test_an_entry_is_removed_by_the_beginning_of_its_key_if_it_is_the_only_one(
     for shown in ("1a1a1a1a", "1b1b1b1b", "2c2c2c2c", "--remove all"):
         assert shown in unknown
     ambiguous = refused("--remove", "1")
-    assert "--remove 1: 2 keys begin so, but it must be one" in ambiguous
+    assert "--remove 1: 2 keys begin so, and exactly one must" in ambiguous
     assert "1a1a1a1a" in ambiguous
     assert "2c2c2c2c" not in ambiguous
     assert "--remove ''" in refused("--remove", "")

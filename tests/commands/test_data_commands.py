@@ -31,7 +31,7 @@ def test_a_file_has_the_numbers_that_its_maker_knows_and_json_has_the_whole_card
     lines = [line.split() for line in shown.splitlines()]
     assert ["question", "in", "words", "6", "6", "6"] in lines
     assert ["A_B", "3", *("0", "(0", "%)") * 3] in lines
-    assert "Nothing that stands in the way was found" in shown
+    assert "Nothing that hinders unlearning was found" in shown
     assert succeeded(describe, data, "--json", target, "--quiet") == ""
     card = json.loads(target.read_text())
     assert (card["path"], card["tokens"]) == (str(tmp_path / "pairs.json"), {})

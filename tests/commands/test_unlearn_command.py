@@ -153,7 +153,7 @@ def test_a_published_configuration_runs_as_it_is(published: Path) -> None:
     written = " ".join(output.split())
     assert "says: lunar-tune unlearn " in written
     assert "--fix layer=1,2 --fix coefficient=2.0,1.0 --fix learning_rate=0.01" in written
-    assert "without a part in the run: eval_batch_size" in written
+    assert "keys that decide nothing here: eval_batch_size" in written
     AutoModelForCausalLM.from_pretrained("saved")
 
 
