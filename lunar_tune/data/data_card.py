@@ -51,7 +51,7 @@ class Card:
         """What a person should know, in sentences."""
         if self.kind == "prompts":
             repeated = len(self.repeated_questions)
-            return (f"{repeated} prompts stand there more than once.",) if repeated else ()
+            return (f"Prompts that occur more than once: {repeated}.",) if repeated else ()
         return tuple(_findings(self))
 
     def document(self) -> dict[str, object]:

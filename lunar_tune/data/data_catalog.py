@@ -154,7 +154,7 @@ def resolve_data(name: str, *, kind: DataKind) -> Path:
         path = Path(name).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
-        raise DataError(f"{name!r} cannot be looked at ({error})") from error
+        raise DataError(f"{name!r} cannot be read ({error})") from error
     if is_folder:
         raise DataError(f"{path} is a folder: give a file in it, or a shipped name: {shipped}.")
     if not exists:
@@ -188,7 +188,7 @@ def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
         return TypeAdapter(Lock).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
-            f"{path} is not a lock of this program: delete it and fetch {published.name} again."
+            f"{path} is not a lock file of lunar-tune: delete it and fetch {published.name} again."
         ) from error
 
 
@@ -256,10 +256,10 @@ def _download(
                 "HF_ENDPOINT name other servers."
             ) from error
         except ValueError as error:  # pooch's word for another checksum
-            reason = "the published file: its SHA-256 is not"
-            advice = "Try again, or ask for it elsewhere."
+            reason = "the published file, whose SHA-256 is"
+            advice = "Try again, or take the file from elsewhere."
             if not published.sha256:
-                reason = "what came before: as its SHA-256 the first fetch recorded"
+                reason = "what the first fetch brought, whose SHA-256 is"
                 lock = lock_file(published, folder)
                 advice = f"If you trust what is there now, delete {lock} and fetch again."
             raise DataError(
@@ -301,18 +301,18 @@ def _records(published: PublishedSet, path: Path, folder: Path) -> tuple[Record,
     records = () if is_prompts else read_records(path, default_edge="" if authors else None)
     count = len(read_prompts(path) if is_prompts else records)
     if count != published.rows:
-        raise DataError(f"{count} rows, {published.rows} were expected")
+        raise DataError(f"it has {count} rows, {published.rows} were expected")
     if authors:
         edges = [author for author in authors for _ in range(count // len(authors))]
         records = tuple(replace(row, edge=edge) for row, edge in zip(records, edges, strict=True))
     sizes = edges_of(records)
     if published.n_edges not in {None, len(sizes)}:
-        raise DataError(f"{len(sizes)} edges, {published.n_edges} were expected")
+        raise DataError(f"it has {len(sizes)} edges, {published.n_edges} were expected")
     if published.n_edges is not None and len(set(sizes.values())) > 1:
         raise DataError("the edges have different numbers of rows")
     whole = folder / f"{published.tail_of}.json"
     if published.tail_of and whole.is_file() and read_records(whole)[-count:] != records:
-        raise DataError(f"these are not the last {count} rows of {whole}")
+        raise DataError(f"its rows are not the last {count} rows of {whole}")
     return records
 
 

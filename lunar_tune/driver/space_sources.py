@@ -102,7 +102,7 @@ def _find(space: str | None, model_name: str) -> Path:
         if path.exists():
             return path
     except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
-        raise SearchSpaceError(f"--space {space}: cannot be looked at ({error})") from error
+        raise SearchSpaceError(f"--space {space}: cannot be read ({error})") from error
     raise SearchSpaceError(
         f"--space {space}: neither a file nor a shipped name.{suggestion(space, shipped)}"
     )

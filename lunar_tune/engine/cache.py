@@ -187,7 +187,7 @@ class CacheEntry:
             with replacing(file, cached=True) as unfinished:
                 save_file({_TENSOR: content}, unfinished, header)
         except (OSError, SafetensorError) as error:  # the latter also where the disk is full
-            logger.warning("activations cannot be kept on disk, the run goes on: %s", error)
+            logger.warning("activations cannot be cached on disk, the run goes on: %s", error)
             return False
         return True
 

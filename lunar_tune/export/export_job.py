@@ -104,11 +104,12 @@ def check_adapter(spec: TrialSpec, rank: str) -> None:
     if method.adapter == "none":
         problems.add(
             f"--format adapter: {name} trains whole weights, which no adapter of low rank holds; "
-            "--format checkpoint does."
+            "use --format checkpoint."
         )
     if rank and method.adapter == "exact":
         problems.add(
-            f"--format adapter:{rank}: the adapter of {name} is exact, with a rank of its own."
+            f"--format adapter:{rank}: the adapter of {name} is exact, with a rank of its own; use "
+            "--format adapter."
         )
     if model.weights and is_adapter(Path(model.weights)):
         problems.add(
@@ -142,8 +143,8 @@ def assemble_again(
             place = str(resolve_data(source, kind=kind))
         problems.add(
             f"{place}: the data have changed since the search: the {sets} "
-            f"{'set is another one' if kind == 'records' else 'are others'}. Its trials cannot be "
-            "run again; put the file back, or search again."
+            f"{'set is another one' if kind == 'records' else 'are others'}. The search's trials "
+            "cannot be run again; put the file back, or search again."
         )
     if not problems.messages:
         check_machine(spec)

@@ -77,8 +77,8 @@ class Exported(Summary):
                 f"the {form} does not give what {said['search']} reported of trial "
                 f"{said['trial']}: {'; '.join(said['failures'])}."
                 f"{larger if said['relative_error'] else ''} {self.folder} is kept; its "
-                "export.json says that it is not proven. A trial comes out the same on the "
-                "machine, with the libraries and the model that it was searched with."
+                "export.json says that it is not proven. A trial gives the same scores "
+                "only with the machine, the libraries and the model of the search."
             )
 
     def cells(self, scores: Mapping[str, float]) -> list[str]:

@@ -74,7 +74,9 @@ def recipe(model: str, fixed: Mapping[str, Any] = MappingProxyType({})) -> Finet
     known = types_of(FinetuneSettings)
     for name in fixed:
         if name not in known:
-            problems.add(f"--fix {name}: no setting of the training; there are {', '.join(known)}.")
+            problems.add(
+                f"--fix {name}: not a setting of fine-tuning. There are: {', '.join(known)}."
+            )
     with problems.collect():
         settings = with_settings(settings, fixed)
     problems.raise_if_any()

@@ -168,7 +168,9 @@ class Goal(Concise):
                 one = parse_constraint(text)
                 same = read.setdefault((one.metric, one.sense), one)
                 if same is not one:
-                    problems.add(f"--constrain: {same} and {one}: leave one of them out.")
+                    problems.add(
+                        f"--constrain: {same} and {one} constrain the same; leave one out."
+                    )
         for (name, sense), one in read.items():
             other = read.get((name, "<="))
             if sense == ">=" and other is not None and one.bound > other.bound:
@@ -267,8 +269,8 @@ def parse_constraint(text: str) -> Constraint:
     found = _BOUND.fullmatch(text)
     if found is None:
         raise InputError(
-            f"{said}: write one bound, METRIC>=VALUE or METRIC<=VALUE, such as retain_rouge1>=0.8, "
-            "in quotation marks, because a shell takes > and < for itself."
+            f"{said}: write one constraint, METRIC>=VALUE or METRIC<=VALUE, such as "
+            "retain_rouge1>=0.8, in quotation marks, because a shell takes > and < for itself."
         )
     name, written, value = found.groups()
     sense = {"≥": ">=", "≤": "<="}.get(written, written)
@@ -278,7 +280,8 @@ def parse_constraint(text: str) -> Constraint:
         bound = float(value)
         if metric is not None and not metric.may_be(bound):
             problems.add(
-                f"{said}: {metric.name} is a finite number from {metric.low:g} to {metric.high:g}."
+                f"{said}: {metric.name} must be a finite number from {metric.low:g} to "
+                f"{metric.high:g}."
             )
     except ValueError:
         problems.add(f"{said}: {value!r} is not a number. Write for example {name}{sense}0.8.")

@@ -174,7 +174,7 @@ def read_lineage(folder: str | Path) -> Lineage | None:
             first = error.errors()[0]
             reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise ModelError(
-            f"{file}: not a record of this version of lunar-tune (format 1): {reason}; remove it "
-            "to go without."
+            f"{file}: is not a record that this version of lunar-tune reads (format 1): "
+            f"{reason}. Remove the file to do without the record."
         ) from error
     return lineage

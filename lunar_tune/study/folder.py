@@ -142,12 +142,13 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
                 return Folder(path.resolve())
         is_folder = given.is_dir()
     except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
-        raise InputError(f"{search}: cannot be looked at ({error}).") from error
+        raise InputError(f"{search}: cannot be read ({error}).") from error
     if is_folder:
         raise InputError(f"{search}: is not the folder of a search (it has no study.journal).")
     names = [folder.name for folder in searches_in(runs)]
     listed = (
-        f"{runs} has none; name a search's folder, or start one with python -m lunar_tune.search."
+        f"{runs} has no searches; name a search's folder, or start one with python -m "
+        "lunar_tune.search."
     )
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""

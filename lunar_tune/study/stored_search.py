@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT, DERIVED = "default", "derived"
 _LISTED = 10  # numbers of trials that an error lists in full
-_ADVICE = " Remove it: the study has a copy, which is taken then."
+_ADVICE = " Remove the file: the study has a copy, which is used then."
 # What is no file even where there is one of that name.
 _NAMES: tuple[Container[str], ...] = (BUNDLED, PUBLISHED, CATALOG, (AUTO, OWN, PUBLISHED_TURN))
 
@@ -84,7 +84,7 @@ class StoredConfig(Concise):
         if not source:
             raise InputError(
                 f"{folder.path}: has no config.yaml, and its study has no copy of it, so there is "
-                "no search to read or to go on with."
+                "no search to read or to resume."
             )
         try:
             document = read_yaml(source)
@@ -92,7 +92,9 @@ class StoredConfig(Concise):
             problem = str(error).removeprefix(f"{folder.config}: ")
             raise InputError(f"{folder.config}: {problem}.{_ADVICE}") from error
         if not all(isinstance(document.get(part), dict) for part in ("options", "resolved")):
-            raise InputError(f"{folder.config}: is damaged, a part of it is missing.{_ADVICE}")
+            raise InputError(
+                f"{folder.config}: is damaged: a part of the file is missing.{_ADVICE}"
+            )
         return cls._of(document, folder)
 
     @classmethod

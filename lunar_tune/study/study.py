@@ -216,11 +216,11 @@ class StoredStudy(Concise):
             reason = next(iter(str(error).splitlines()), "")[:200]
             raise InputError(
                 f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
-                f"{reason}). Take it from a copy, or name another search."
+                f"{reason}). Restore the file from a copy, or name another search."
             ) from error
         raise InputError(
-            f"{path.parent}: was begun by another version of lunar-tune, which keeps searches "
-            f"otherwise (format {kept}, here {FORMAT}). Read and resume it with that version, or "
+            f"{path.parent}: was begun by another version of lunar-tune, which keeps searches in "
+            f"another format ({kept}, here {FORMAT}). Read and resume it with that version, or "
             "start a new search."
         )
 

@@ -58,7 +58,7 @@ def with_password(kept: str, search: str) -> str:
     if given is not None and without_password(given) == kept:
         return given
     raise InputError(
-        f"{search}: its store {kept} wants a password, which is not kept; give the whole address "
+        f"{search}: the store {kept} needs a password, which is not kept; give the whole address "
         f"with --tracking-uri or in {_URI_VARIABLE}."
     )
 
@@ -128,12 +128,12 @@ def look_at(uri: str, experiment: str) -> str:
     """Say what a search would find at a tracking URI, writing nothing, or raise an InputError."""
     file, shown = sqlite_file(uri), without_password(uri)
     if file is None and not uri.startswith(("http://", "https://")):
-        return f"{shown}, not looked at: opening it would write it"
+        return f"{shown}, not checked: opening the store would change it"
     with tempfile.TemporaryDirectory() as folder:
         if file is not None:
             check_writable(file.parent, f"MLflow store {shown}")
             if not file.is_file():
-                return f"{shown}, to be made"
+                return f"{shown}, to be created"
             copy = Path(folder) / file.name  # opening a store may bring it up to date
             try:
                 with (
@@ -147,7 +147,7 @@ def look_at(uri: str, experiment: str) -> str:
         with opened_store(uri) as client:
             if (found := client.get_experiment_by_name(experiment)) is not None:
                 open_experiment(client, experiment)
-    return f"{shown} answers; experiment {experiment}{'' if found else ', to be made'}"
+    return f"{shown} answers; experiment {experiment}{'' if found else ', to be created'}"
 
 
 def open_experiment(client: MlflowClient, name: str) -> Experiment:

@@ -93,7 +93,7 @@ class Tracker:
         except InputError as error:
             if not self._away_until:
                 first_line = str(error).partition("\n")[0]
-                logger.warning("MLflow is not written, the work goes on: %s", first_line)
+                logger.warning("MLflow cannot be written, the work goes on: %s", first_line)
             self._away_until = time.monotonic() + _AWAY
             return False
         return True
@@ -193,10 +193,7 @@ def check_registrable(search: StoredSearch, name: str, *, tracking_uri: str | No
     """Check that a model of a search can be registered by a name, or raise an InputError."""
     problems = Problems()
     if not name.strip() or name in {".", ".."} or set(name) & _REFUSED:
-        problems.add(
-            f"--register {name}: the registry takes no empty name, not . or .., and none with / : "
-            "or '."
-        )
+        problems.add(f"--register {name}: must not be empty, . or .., and must not hold / : or '.")
     with problems.collect(), store.opened_store(store.store_of(search, tracking_uri)) as client:
         store.open_experiment(client, search.study.notes["mlflow"]["experiment"])
     problems.raise_if_any()

@@ -44,7 +44,7 @@ class TrainingSettings(CheckedSettings):
     dropout: float = setting(0.05, least=0, below=1)
     """Share of the adapter's inputs that are left out in training."""
     weight_decay: float = setting(0.01, least=0)
-    """AdamW's, for matrices."""
+    """Weight decay of AdamW, for matrices."""
     checkpointing: bool = setting(False)
     """Compute activations again in the backward pass, which takes less memory."""
 

@@ -124,7 +124,7 @@ class TrainingFolder:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"--save {self._output}: its unfinished fine-tuning cannot be read ({error}); "
-                f"delete {self.path} to begin anew."
+                f"delete {self.path} to start again."
             ) from error
 
     def _check_job(self, begun: Mapping[str, Any]) -> None:
@@ -136,9 +136,9 @@ class TrainingFolder:
         ]
         if changes:
             raise InputError(
-                f"--save {self._output} holds an unfinished fine-tuning of another kind: "
-                f"{'; '.join(changes)}. Give the same options to go on with it, choose another "
-                f"folder, or delete {self.path} to begin anew."
+                f"--save {self._output} holds an unfinished fine-tuning with other options: "
+                f"{'; '.join(changes)}. Give the same options to resume it, choose another "
+                f"folder, or delete {self.path} to start again."
             )
 
     def keep(self, state: LoopState) -> None:

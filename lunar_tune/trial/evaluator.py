@@ -84,7 +84,7 @@ class Judge:
     def plain_decoding(self) -> str | None:
         """Why answers are decoded from the first token on; None where they go on from streams."""
         if self.spec.engine != "fast":
-            return "it was asked for"
+            return f"--engine {self.spec.engine}"
         longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
         longest += max(self.activations.prompt_lengths)
         return why_not_resumable(self.loaded.model.config, longest)

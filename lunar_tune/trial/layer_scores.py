@@ -97,7 +97,7 @@ class LayerPrior(BaseModel):
             )
         strangers = sorted({self.best, *self.recommended} - set(scored))
         if strangers:
-            raise ValueError(f"best, recommended: layer {strangers[0]} stands not among layers")
+            raise ValueError(f"best, recommended: layer {strangers[0]} is not among layers")
         return self
 
     def document(self) -> str:
@@ -111,8 +111,8 @@ class LayerPrior(BaseModel):
         blocks = "" if n_layers is None else f" with {n_layers} decoder blocks"
         raise InputError(
             f"{source}: was made for model {self.model!r} with {self.n_layers} decoder blocks, "
-            f"and this is {model!r}{blocks}. Make one with: python -m lunar_tune.layers --model "
-            f"{model} --json FILE"
+            f"and the model is {model!r}{blocks}. Make a file with: python -m lunar_tune.layers "
+            f"--model {model} --json FILE"
         )
 
 
@@ -124,7 +124,7 @@ def read_layer_prior(path: Path) -> LayerPrior:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValidationError as error:
         raise InputError(
-            f"{path}: is no layer prior of python -m lunar_tune.layers --json: "
+            f"{path}: is not a layer prior of python -m lunar_tune.layers --json: "
             f"{describe_mistakes(error)}."
         ) from error
 

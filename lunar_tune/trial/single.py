@@ -56,7 +56,7 @@ class SingleRun(Summary):
         rouge = (name for name in self.scores if name.endswith("_rouge1"))
         names = list(dict.fromkeys((*rouge, *self.spec.metrics)))[:4]
         setting = "  ".join(f"{name} {value}" for name, value in self.result.parameters.items())
-        models = {"base model": self.baseline, "unlearned": self.result}
+        models = {"base model": self.baseline, "unlearned model": self.result}
         table = [["", *map(score_label, names)]]
         for who, result in models.items():
             known = {} if result is None else result.evaluation.scores

@@ -203,14 +203,14 @@ def check_reference(method: Method) -> LunarMethod:
     """Return a method that the page can do, or raise an InputError."""
     if not isinstance(method, LunarMethod) or method.variant not in ("adamw", "closed_form"):
         raise InputError(
-            f"--engine reference: does lunar with adamw or closed_form, not {method.name} "
+            f"--engine reference: runs only lunar with adamw or closed_form, not {method.name} "
             f"({method.variant})."
         )
     settings = method.settings
     if settings != LunarSettings(solver=settings.solver, epochs=settings.epochs):
         raise InputError(
-            "--engine reference: of lunar's settings only solver and epochs may be set; the page "
-            "moves all prompt tokens, keeps all retain tokens and trains in float32."
+            "--engine reference: of lunar's settings only solver and epochs may be set; this "
+            "engine moves all prompt tokens, keeps all retain tokens and trains in float32."
         )
     return method
 
@@ -232,7 +232,7 @@ class PreparedReference(PreparedMethod):
         layers, coefficients = tuple(chosen), set(chosen.values())
         check_layers(layers, loaded.n_layers)
         if len(coefficients) > 1:
-            raise InputError("--engine reference: takes one coefficient for all layers.")
+            raise InputError("--engine reference: takes only one coefficient for all layers.")
         solver: Solver
         if method.variant == "closed_form":
             solver = partial(reference.fit_closed_form, ridge=own)

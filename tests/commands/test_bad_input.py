@@ -26,7 +26,9 @@ from lunar_tune.cli.unlearn import unlearn as UNLEARN
 from lunar_tune.errors import InputError, Problems
 
 SETTING = ("layer=1", "coefficient=2", "learning_rate=0.01")
-NO_SEARCH = "nosuch: there is no such search. runs has none; name a search's folder, or start one"
+NO_SEARCH = (
+    "nosuch: there is no such search. runs has no searches; name a search's folder, or start one"
+)
 TYPED = {
     "--data nosuch.json": "'nosuch.json' is neither a file nor a shipped name; there are: mini",
     "--reference-prompts nosuch.json": "nosuch.json",
@@ -196,7 +198,11 @@ def test_a_dry_run_looks_at_a_store_and_leaves_it_as_it_is(
     store = empty_store(Path.cwd() / "runs" / "mlflow.db")
     content = store.read_bytes()
     shown = " ".join(succeeded(SEARCH, "--dry-run", "--in-process").split())
-    for part in ("runs can be written", "answers; experiment lunar-tune, to be made", "one trial"):
+    for part in (
+        "runs can be written",
+        "answers; experiment lunar-tune, to be created",
+        "one trial",
+    ):
         assert part in shown
     assert (store.read_bytes(), [*store.parent.iterdir()]) == (content, [store])
     store.write_bytes(b"no database")

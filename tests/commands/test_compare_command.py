@@ -94,7 +94,7 @@ def test_another_store_is_taken_with_its_password_or_refused(
 ) -> None:
     folder = make_search(tmp_path, "one", "http://me:***@host:5000", mirrored=False)
     search = SearchResults.read(folder.path)
-    with pytest.raises(InputError, match=r"one: its store .* wants a password"):
+    with pytest.raises(InputError, match=r"one: the store .* needs a password"):
         store_of(search)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     assert store_of(search) == "http://me:secret@host:5000"

@@ -315,7 +315,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         "the folder is not empty",
         "there is no such trial",
         "is a folder, not a file",
-        "--register a/b: the registry takes no empty name",
+        "--register a/b: must not be empty",
         f"the MLflow store {NOWHERE} cannot be used",
         f"{pairs}: the data have changed since the search: the forget set is another one",
         f"{prompts}: the data have changed since the search: the reference prompts are others",

@@ -80,7 +80,7 @@ def test_the_same_command_goes_on_another_is_refused_and_what_was_not_learned_en
         patch.setattr(module, "check_knowledge", Mock(side_effect=KeyboardInterrupt))
         assert without_ray(COMMAND, *command).exit_code == 130
     other = refused(COMMAND, *command, "--seed", "1")
-    assert "unfinished fine-tuning of another kind: seed was 0, is 1" in other
+    assert "unfinished fine-tuning with other options: seed was 0, is 1" in other
     again = without_ray(COMMAND, *command)
     assert again.exit_code == 3, again.output
     assert "resuming after epoch" in again.output

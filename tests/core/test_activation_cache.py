@@ -127,7 +127,7 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing_unfinished(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved == (False, True)
-    assert "cannot be kept on disk, the run goes on" in caplog.text
+    assert "cannot be cached on disk, the run goes on" in caplog.text
     assert list(cache.root.rglob("*.safetensors")) == [file]
     file.unlink()
     file.mkdir()

@@ -67,14 +67,14 @@ def test_a_bound_that_means_nothing_is_refused_with_what_to_write() -> None:
         # What is left where the shell took `>=0.8` as the name of a file.
         ("retain_rouge1", "in quotation marks, because a shell takes > and <"),
         *(
-            (text, "write one bound, METRIC>=VALUE or METRIC<=VALUE")
+            (text, "write one constraint, METRIC>=VALUE or METRIC<=VALUE")
             for text in ("a=1", "a>1", "a=>1", "a>=", ">=1", "a>=0.5<=0.8", "0.8<=a", "a b>=0.8")
         ),
         ("retain_rouge>=0.8", "unknown metric 'retain_rouge'. Did you mean 'retain_rougeL'?"),
         ("retain_rouge1>=80%", "'80%' is not a number. Write for example retain_rouge1>=0.8."),
-        ("retain_rouge1>=80", "retain_rouge1 is a finite number from 0 to 1."),
-        ("retain_perplexity<=inf", "retain_perplexity is a finite number from 1 to inf."),
-        ("forget_rouge1<=nan", "forget_rouge1 is a finite number from 0 to 1."),
+        ("retain_rouge1>=80", "retain_rouge1 must be a finite number from 0 to 1."),
+        ("retain_perplexity<=inf", "retain_perplexity must be a finite number from 1 to inf."),
+        ("forget_rouge1<=nan", "forget_rouge1 must be a finite number from 0 to 1."),
     ):
         with pytest.raises(InputError) as raised:
             parse_constraint(text)
@@ -108,7 +108,7 @@ def test_all_that_is_wrong_with_a_goal_is_said_at_once() -> None:
     assert len(messages) == 6
     for words in (
         "--minimise: unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?",
-        "retain_mrr>=0.5 and retain_mrr>=0.6: leave one of them out",
+        "retain_mrr>=0.5 and retain_mrr>=0.6 constrain the same; leave one out",
         "no value keeps both factual_mrr>=0.9 and factual_mrr<=0.8",
     ):
         assert sum(words in message for message in messages) == 1

@@ -158,9 +158,9 @@ def test_a_prior_comes_back_as_it_was_and_fits_its_model_alone(
             prior.check_fits(model=model, n_layers=n_layers, source=source)
         assert f"python -m lunar_tune.layers --model {model}" in str(caught.value)
     for content, message in (
-        ([1], "is no layer prior"),
+        ([1], "is not a layer prior"),
         (document | {"version": 2}, "version"),
-        (document | {"best": 7}, "layer 7 stands not among layers"),
+        (document | {"best": 7}, "layer 7 is not among layers"),
         (document | {"recommended": []}, "recommended: "),
         (document | {"n_layers": 2}, "numbers from 0 to 1"),
         (document | {"layers": [{"layer": 0}]}, r"layers\[0\].s1: is missing"),

@@ -188,7 +188,7 @@ def eager(model: LoadedModel) -> LoadedModel:
         ("mistral", {"sliding_window": 8}, "reaches back 8 tokens, and a row may have"),
         ("qwen2", {"sliding_window": 8, **MIXED}, "reaches back 8 tokens"),
         ("llama", {"change": eager}, "its attention is 'eager', not sdpa"),
-        ("qwen2", {"run": {"engine": "plain"}}, "it was asked for"),
+        ("qwen2", {"run": {"engine": "plain"}}, "--engine plain"),
     ],
 )
 def test_what_the_engine_cannot_keep_is_answered_plainly_and_scores_as_the_page(

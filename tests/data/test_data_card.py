@@ -119,5 +119,5 @@ def test_prompts_have_lengths_and_repetitions() -> None:
     assert card.words.to_dict("index") == {"prompt": {"least": 2, "median": 2, "most": 4}}
     assert card.tokens.most["prompt"] == 20
     assert card.repeated_questions[["text", "rows"]].to_numpy().tolist() == [["Say no.", 2]]
-    assert card.findings == ("1 prompts stand there more than once.",)
+    assert card.findings == ("Prompts that occur more than once: 1.",)
     assert describe_prompts(["Say no."]).findings == ()

@@ -72,8 +72,8 @@ def test_what_cannot_be_found_is_refused_with_what_exists() -> None:
         ("lunar-harmful", "records", ["'lunar-harmful' holds prompts, records are needed"]),
         ("tofu", "prompts", ["'tofu' holds records, prompts are needed"]),
         (".", "records", ["is a folder"]),
-        ("x" * 5000, "records", ["cannot be looked at"]),
-        ("~no-such-user-here/x.json", "records", ["cannot be looked at"]),
+        ("x" * 5000, "records", ["cannot be read"]),
+        ("~no-such-user-here/x.json", "records", ["cannot be read"]),
         ("pairs.jsonl", "records", ["In the same folder there is pairs.json."]),
         ("nowhere/pairs.json", "records", ["pairs.json' is neither a file nor"]),
         ("pistol-1", "records", ["'pistol-1' is not fetched yet (", "fetch_datasets pistol-1 ("]),
@@ -230,7 +230,7 @@ def test_tofu_gets_an_author_of_twenty_rows_each_and_a_group_for_each_split(
     server.files[f"{HUB}/forget01.json"] = tofu_lines(0, 40)
     lock_file(PUBLISHED["tofu-forget01"], folder).unlink()
     message = refused(PUBLISHED["tofu-forget01"], folder, server)
-    assert "these are not the last 40 rows of" in message
+    assert "its rows are not the last 40 rows of" in message
     (folder / "tofu.json").unlink()
     alone_again = get(PUBLISHED["tofu-forget01"], folder, server)
     assert alone_again.rows == 40, "without the whole it cannot be known"
@@ -245,7 +245,7 @@ def test_a_known_checksum_lets_the_right_file_pass_and_no_other_wherever_it_lies
     repository = entry.repository
     here, there = (f"/{repository.name}/{repository.revision}/{file}" for file in entry.files)
     server.files[here] = b"I cannot say.\nI do know.\n"
-    assert f"its SHA-256 is not {entry.sha256}" in refused(entry, folder, server)
+    assert f"whose SHA-256 is {entry.sha256}" in refused(entry, folder, server)
     server.files = {there: content}
     server.asked.clear()
     assert get(entry, folder, server).url == server.url + there
@@ -280,8 +280,8 @@ UNEVEN[0]["edge"] = UNEVEN[-1]["edge"]
 
 def test_other_content_than_is_known_is_refused(folder: Path, server: FileServer) -> None:
     for path, content, fragment in (
-        (PISTOL_2, pistol_rows(74), "1480 rows, 1500 were expected"),
-        (PISTOL_2, pistol_rows(60, 25), "60 edges, 75 were expected"),
+        (PISTOL_2, pistol_rows(74), "it has 1480 rows, 1500 were expected"),
+        (PISTOL_2, pistol_rows(60, 25), "it has 60 edges, 75 were expected"),
         (PISTOL_2, json.dumps(UNEVEN).encode(), "the edges have different numbers of rows"),
         (PISTOL_2, b"[]", "the file has no rows"),
         (PISTOL_2, b"<html>", "line 1: column 1: is not valid JSON"),
@@ -301,13 +301,13 @@ def test_a_later_fetch_must_give_what_the_first_one_gave(folder: Path, server: F
     assert get(PISTOL, folder, server) == first
     server.files[PISTOL_2] = ROWS.replace(b"Item 1.", b"Item I.")
     message = refused(PISTOL, folder, server)
-    assert f"the first fetch recorded {first.source_sha256}" in message
+    assert f"the first fetch brought, whose SHA-256 is {first.source_sha256}" in message
     assert str(lock_file(PISTOL, folder)) in message
     (folder / "pistol-2.json").unlink()
     assert "Nothing was replaced" in refused(PISTOL, folder, server), "the lock outlives it"
     lock_file(PISTOL, folder).write_text('{"sha": 1}')
     server.asked.clear()
-    assert "is not a lock of this program" in refused(PISTOL, folder, server)
+    assert "is not a lock file of lunar-tune" in refused(PISTOL, folder, server)
     assert server.asked == []
     lock_file(PISTOL, folder).unlink()
     assert get(PISTOL, folder, server) != first

@@ -128,7 +128,7 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         (text.replace("  num_trials:", "  num_trails:"), r"num_trails is no .* 'num_trials'"),
         ("[", r"config\.yaml: line 1"),
         ("42", "it is 42"),
-        ("options: {num_trials: {value: 5, origin: x}}", "a part of it is missing"),
+        ("options: {num_trials: {value: 5, origin: x}}", "a part of the file is missing"),
         (value, "num_trials is 'many'; a whole number is needed"),
     ):
         folder.config.write_text(wrong)
@@ -221,7 +221,7 @@ def test_a_password_that_was_not_kept_is_asked_for(
     options: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
     resumed(options, problems := Problems())
     (said,) = problems.messages
-    assert "n: its store http://me:***@host wants a password" in said
+    assert "n: the store http://me:***@host needs a password" in said
     whole = "http://me:other@host"
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", whole)

@@ -193,7 +193,7 @@ def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
     """RMU edits a block, too, but moves activations along a random direction."""
     message = refusal(tmp_path, layer_prior=prior_file(tmp_path, model="other"))
     assert message.startswith("--layer-prior ")
-    assert "was made for model 'other' with 4 decoder blocks, and this is 'tiny'" in message
+    assert "was made for model 'other' with 4 decoder blocks, and the model is 'tiny'" in message
     for method, prior in (("npo", "auto"), ("rmu", prior_file(tmp_path))):
         message = refusal(tmp_path, method=method, layer_prior=prior)
         assert message.startswith(f"--layer-prior {prior}: layers are scored along LUNAR's")
@@ -207,7 +207,7 @@ def test_a_prior_that_has_no_use_is_refused(tmp_path: Path) -> None:
     assert "the middle of the space's coefficients is 0" in message
     (bad := tmp_path / "bad.json").write_text("{}")
     message = refusal(tmp_path, layer_prior=str(bad), num_trials=0)
-    for part in ("2 things are wrong:", "--num-trials 0", "bad.json: is no layer prior"):
+    for part in ("2 things are wrong:", "--num-trials 0", "bad.json: is not a layer prior"):
         assert part in message
 
 

@@ -382,7 +382,7 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
     assert tracker.search(store.search), "at the end it is tried in any case"
     assert retries == ["1", "1"], "it fails soon"
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith("MLflow is not written, the work goes on: ")
+    assert said.startswith("MLflow cannot be written, the work goes on: ")
     assert said.endswith("cannot be used: http://me:***@host: failed")
     tags = store.client.get_experiment_by_name(EXPERIMENT).tags
     assert "mlflow.sharedViewState.lunar-tune-trials" in tags, "MLflow's menu of views has lists"
@@ -425,7 +425,7 @@ def test_a_store_that_cannot_be_opened_is_an_input_error(
         assert "s3cretpw" not in str(caught.value)
         assert shown_uri in str(caught.value)
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
-    with pytest.raises(InputError, match="wants a password, which is not kept"):
+    with pytest.raises(InputError, match="needs a password, which is not kept"):
         Tracker("http://me:***@127.0.0.1:9", EXPERIMENT, "x")
 
 

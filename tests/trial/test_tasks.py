@@ -110,7 +110,7 @@ def test_layers_are_scored_and_why_a_model_is_decoded_plainly_is_told(spec: Spec
         lost = Failure(reason="ConnectionError: the disk is gone", transient=True)
         assert runner.run(wanted).failure == lost
     outcome = runner.run(wanted)
-    assert outcome.plain_decoding == "it was asked for"
+    assert outcome.plain_decoding == "--engine plain"
     assert outcome.layer_prior is not None
     assert [layer["layer"] for layer in json.loads(outcome.layer_prior)["layers"]] == [0, 2]
 
