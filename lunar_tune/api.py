@@ -151,7 +151,7 @@ def search(**options: Any) -> Search:
     It takes the options of the command `lunar-tune search` as keywords: numbers, texts, paths,
     lists where several values may be given, and a dictionary for `fix`; an InputError says all that
     is wrong. An interruption ends the search as Ctrl-C does on a terminal: what was computed is
-    returned, and `resume` goes on.
+    returned, and `resume` continues the search.
 
     Example:
         >>> found = lt.search(model="tiny", num_trials=12)  # doctest: +SKIP

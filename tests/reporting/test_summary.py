@@ -140,9 +140,9 @@ def test_a_best_at_the_edge_of_the_space_names_the_option_that_widens_it(tmp_pat
     for value, said in (
         ({"coefficient": 7.9}, ["upper end of the space (0.5 … 8)", "coefficient=0.5:16"]),
         ({"coefficient": 7.8}, []),  # 2.7 % of the range away
-        ({"learning_rate": 1.05e-4}, ["lower edge", "--range learning_rate=5e-05:0.01"]),
+        ({"learning_rate": 1.05e-4}, ["lower end", "--range learning_rate=5e-05:0.01"]),
         ({"learning_rate": 1.15e-4}, []),  # 3 % on its scale
-        ({"layer": 1}, ["the best layer, 1, lies at the lower edge", "layer=0:3"]),
+        ({"layer": 1}, ["the best layer, 1, lies at the lower end", "layer=0:3"]),
         ({"layer": 3}, ["layer=1:5"]),
         ({"ridge": 1.0}, []),
     ):

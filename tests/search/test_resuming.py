@@ -125,7 +125,7 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert StoredConfig.read(folder).search.num_trials == 5
     value = "{options: {num_trials: {value: many, origin: x}}, resolved: {}}"
     for wrong, said in (
-        (text.replace("  num_trials:", "  num_trails:"), r"num_trails is no .* 'num_trials'"),
+        (text.replace("  num_trials:", "  num_trails:"), r"num_trails is not .* 'num_trials'"),
         ("[", r"config\.yaml: line 1"),
         ("42", "it is 42"),
         ("options: {num_trials: {value: 5, origin: x}}", "a part of the file is missing"),
