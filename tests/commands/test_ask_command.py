@@ -78,7 +78,7 @@ def test_a_terminal_is_asked_until_there_is_nothing_more(
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     assert typed.call_args_list == [call("question: ")] * 2
-    assert result.output.count("true answer  Kettle 1 of A_B (forget)") == 1
+    assert result.output.count("true answer      Kettle 1 of A_B (forget)") == 1
     assert [one["question"] for one in json.loads(file.read_text())["answers"]] == [KNOWN]
 
 
