@@ -304,7 +304,11 @@ def test_a_search_that_finds_nothing_says_so_and_is_not_finished(
     """A full evaluation fails, and the next misses the bound; or all trials fail."""
     monkeypatch.setattr("lunar_tune.driver.session.write_mirrors", lambda *_: None)
     for told, code, said in (
-        ([ended()] * 8 + [failed("no memory")] + [ended(retain=0.5)] * 7, 3, "A full evaluation failed (no"),
+        (
+            [ended()] * 8 + [failed("no memory")] + [ended(retain=0.5)] * 7,
+            3,
+            "A full evaluation failed (no",
+        ),
         ([failed("the loss became NaN")] * 5, 4, "Stopped after 5 failed trials in a row"),
     ):
         outcomes = iter([base_model(), *told])
