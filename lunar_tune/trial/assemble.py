@@ -15,7 +15,7 @@ from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import read_prompts
-from lunar_tune.errors import Problems
+from lunar_tune.errors import ModelError, Problems
 from lunar_tune.files import is_folder
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
@@ -141,14 +141,22 @@ def known_depth(options: RunOptions) -> int | None:
     source = resolve_model(options.model).source
     # `tiny` is built elsewhere, and no folder of that name.
     for folder in filter(None, (options.model_path, source.removeprefix(TINY))):
-        try:
-            text = (Path(folder).expanduser() / "config.json").read_text("utf-8")
-            depth = json.loads(text)["num_hidden_layers"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-        if isinstance(depth, int) and depth:
+        if depth := _depth_of(Path(folder)):
             return depth
-    known = options.model.partition("@")[0]
+    return _listed_depth(options.model)
+
+
+def _depth_of(folder: Path) -> int | None:
+    """Return the number of decoder blocks of a checkpoint, None where a folder does not say it."""
+    try:
+        depth = json.loads((folder.expanduser() / "config.json").read_text("utf-8"))
+        return int(depth["num_hidden_layers"]) or None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _listed_depth(model: str) -> int | None:
+    known = model.partition("@")[0]
     return CATALOG[known].n_layers if known in CATALOG else None
 
 
@@ -165,7 +173,16 @@ def _model(options: ModelOptions, problems: Problems) -> ModelSpec:
         model = resolve_model(options.model)
     with problems.collect():
         if options.model_path:
-            weights = str(check_weights(options.model_path, "--model-path"))
+            folder = check_weights(options.model_path, "--model-path")
+            weights = str(folder)
+            has, listed = _depth_of(folder), _listed_depth(options.model)
+            if has and listed and has != listed:
+                raise ModelError(
+                    f"--model-path {options.model_path}: has {has} decoder blocks, --model "
+                    f"{options.model} has {listed}, so it was not made from that. Name the model "
+                    f"that it was made from with --model, or search it by itself: --model "
+                    f"{options.model_path} without --model-path."
+                )
     with problems.collect():
         check_device_name(options.device)
     return dataclasses.replace(

@@ -63,7 +63,9 @@ def test_depth_and_family_are_known_from_a_configuration_or_the_catalogue(
     with pytest.raises(InputError, match="'gemma2' is unsuitable for LUNAR"):
         check_machine(assemble(RunOptions(model=str(tmp_path))))
     assert known_depth(RunOptions(model="qwen2.5-7b")) == 28
-    assert known_depth(RunOptions(model="qwen2.5-7b", model_path=folder)) == 3
+    assert known_depth(RunOptions(model="Owner/Model", model_path=folder)) == 3
+    wrong = message_of(model="qwen2.5-7b", model_path=folder)
+    assert f"{folder}: has 3 decoder blocks, --model qwen2.5-7b has 28" in wrong
     assert known_depth(RunOptions(model="Owner/Model")) is None
     (tmp_path / "config.json").write_text("{")
     assert known_depth(RunOptions(model=str(tmp_path))) is None
