@@ -36,8 +36,8 @@ def cache(options: CacheOptions, problems: Problems) -> None:
     """Show what is kept on disk of models' activations, or remove it.
 
     Searches and single runs keep what the base model computes on its prompts, and later ones
-    read it instead of computing it again. It can be removed at any time, also during a run: what is
-    missing is computed again.
+    read it instead of computing it again. The cache can be removed at any time, also during a run:
+    what is missing is computed again.
 
     `lunar-tune cache` shows what there is, last used first.
 

@@ -47,8 +47,8 @@ def compare(options: CompareOptions, problems: Problems) -> None:
 
     `lunar-tune compare runs/ONE runs/OTHER --save both.html`
 
-    The UI is bound to this machine alone and runs until Ctrl-C. Searches on a tracking server are
-    compared there. A search that still runs shows the trials that have ended.
+    The UI can be reached from this machine only and runs until Ctrl-C. Searches on a tracking
+    server are compared there. Of a search that still runs, the trials that have ended are shown.
     """
     from lunar_tune.report.results import SearchResults, write_static_page
     from lunar_tune.study.folder import searches_in

@@ -33,7 +33,7 @@ class ExportOptions(TrialOptions):
 
 @Command
 def export(options: ExportOptions, problems: Problems) -> None:
-    """Write a search's best setting as a model that loads without lunar-tune, and prove it.
+    """Write a search's best setting as a model that loads without lunar-tune, and prove its scores.
 
     A search keeps no weights: its trial runs again, with the search's seed. What was written is
     then loaded from the disk by transformers and peft alone and asked every question;

@@ -35,9 +35,9 @@ def fetch(options: FetchOptions, problems: Problems) -> None:
 
     `lunar-tune fetch tofu pistol-1` fetches two of them.
 
-    They are kept in the folder that LUNAR_TUNE_DATA names, else in the user's folder of data. Each
-    comes from one commit of its repository and must hold the rows that are known of it; its
-    checksum must be the known one or, where none is known, the one of the first fetch.
+    Data sets are kept in the folder that LUNAR_TUNE_DATA names, else in the user's folder of data.
+    Each comes from one commit of its repository. Its number of rows is checked, and its checksum:
+    against the published one or, where none is known, against that of the first fetch.
     """
     console, folder = options.console, data_dir()
     if not options.data:

@@ -111,8 +111,8 @@ def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: 
         advice = "Give more epochs." if taught else "Train with --fix with_refusals=true too."
         warn(
             console,
-            "the model does not decline what it cannot know, and LUNAR makes it answer as where it "
-            f"declines. {advice}",
+            "the model does not decline what it cannot know, and LUNAR needs prompts that the "
+            f"model declines. {advice}",
         )
     if done.rouge1 >= RETAIN_FLOOR:
         return 0

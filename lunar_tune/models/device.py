@@ -146,7 +146,7 @@ class BatchSize:
                     raise
                 if self.size == 1:
                     raise LunarTuneError(
-                        f"out of memory with a single one of {self._what} in a batch. Raise "
+                        f"out of memory with only one of {self._what} in a batch. Raise "
                         "--memory-budget, give a trial a larger share with --gpus-per-trial, or "
                         "use a smaller model or --dtype bfloat16."
                     ) from error

@@ -104,14 +104,14 @@ def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:
     """
     attention = config._attn_implementation
     if attention != "sdpa":
-        return f"its attention is {attention!r}, not sdpa"
+        return f"the model's attention is {attention!r}, not sdpa"
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     in_force = not kinds or "sliding_attention" in kinds
     if window is not None and in_force and longest > window:
-        return f"its attention reaches back {window} tokens, and a row may have {longest}"
+        return f"the model's attention reaches back {window} tokens, and a row may have {longest}"
     other = kinds - {"full_attention", "sliding_attention"}
-    return f"it has {', '.join(sorted(other))} blocks" if other else None
+    return f"the model has {', '.join(sorted(other))} blocks" if other else None
 
 
 def check_layers(layers: tuple[int, ...], n_layers: int, *, option: str = "layer") -> None:

@@ -194,8 +194,8 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
         reason = "the hub has no such model, or it is private (`hf auth login`)."
     elif "trust_remote_code" in str(error):
         reason = (
-            "it wants to run Python code that comes with it. If it is that of --model and you "
-            "trust its authors, repeat the command with --trust-remote-code."
+            "the checkpoint has Python code that must run. If this is the checkpoint of --model "
+            "and you trust its authors, repeat the command with --trust-remote-code."
         )
     elif local:
         reason = f"the folder cannot be loaded: {error}"

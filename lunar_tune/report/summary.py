@@ -141,7 +141,7 @@ def next_commands(
         what, trial = "the best setting", list[str]()
         if results.best is None:
             what, trial = f"{what} as searched", ["--trial", str(first.number)]
-        purpose = f"write the unlearned model of {what}, and prove that it is right:"
+        purpose = f"write the unlearned model of {what}, and prove its scores:"
         commands[purpose] = command("export", here, *trial, "--save", _shown(folder / "model"))
     if results.ending is None:
         seed = str(config.seed + 1)

@@ -187,7 +187,7 @@ def eager(model: LoadedModel) -> LoadedModel:
     [
         ("mistral", {"sliding_window": 8}, "reaches back 8 tokens, and a row may have"),
         ("qwen2", {"sliding_window": 8, **MIXED}, "reaches back 8 tokens"),
-        ("llama", {"change": eager}, "its attention is 'eager', not sdpa"),
+        ("llama", {"change": eager}, "the model's attention is 'eager', not sdpa"),
         ("qwen2", {"run": {"engine": "plain"}}, "--engine plain"),
     ],
 )
