@@ -68,8 +68,9 @@ def export(options: ExportOptions, problems: Problems) -> None:
     document = exported.document
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(exported.rows))
-    for remark in (*exported.remarks, exported.differences):
+    for remark in exported.remarks:
         say(console, remark)
+    say(console, f"compared with what the search recorded, {exported.differences}")
     if options.json is not None:
         write_json(options.json, document)
     exported.raise_if_unproven()

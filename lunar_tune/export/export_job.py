@@ -57,7 +57,9 @@ class ExportJob:
         problems = problems or Problems()
         kind, _, rank = form.partition(":")
         if not re.fullmatch("checkpoint|adapter(:[1-9][0-9]*)?", form):
-            problems.add(f"--format {form}: checkpoint, adapter, or adapter:RANK with 1 or more.")
+            problems.add(
+                f"--format {form}: must be checkpoint, adapter or adapter:RANK, RANK at least 1."
+            )
         with problems.collect():
             check_save_folder(folder)
         with problems.collect():

@@ -208,7 +208,7 @@ CHARTS: Mapping[Callable[..., alt.ConcatChart], str] = {
     trade_off: "what is forgotten against what is kept",
     history: "best feasible so far, over trials and time",
     parameter_charts.layer_coefficient: "layer and coefficient",
-    parameter_charts.sensitivity: "sensitivity to the learning rate, or what stands in its place",
+    parameter_charts.sensitivity: "sensitivity to the learning rate or its counterpart",
     parameter_charts.parameters: "the objective over each parameter",
     parameter_charts.importance: "importance of the parameters",
     layers: "similarities that choose a layer",

@@ -311,7 +311,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
         *("--json", tmp_path, "--register", "a/b"),
     )
     for said in (
-        "--format gguf: checkpoint, adapter, or adapter:RANK with 1 or more.",
+        "--format gguf: must be checkpoint, adapter or adapter:RANK, RANK at least 1.",
         "the folder is not empty",
         "there is no such trial",
         "is a folder, not a file",
