@@ -64,7 +64,7 @@ def test_a_row_an_entry_last_used_first(folder: Path) -> None:
         f"KiB {day:%Y-%m-%d %H:%M}".split() for day in local
     ]
     assert re.fullmatch(rf"2 entries, 12\d\.\d KiB in {re.escape(str(folder))}", total)
-    assert re.match(r"limit \d+\.\d GiB, unless a run says --cache-limit", limit)
+    assert re.match(r"limit \d+\.\d GiB, unless a run sets --cache-limit", limit)
 
 
 def test_a_long_name_is_shown_whole_on_80_columns_and_a_lost_description_too(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_json_has_every_entry_for_other_tools_and_removes_nothing(tmp_path: Path
     assert first == about | {"files": 2, "bytes": size, "used": "2025-02-07T12:30:00+00:00"}
     assert second["key"] == SECOND
     message = refused("--json", "a.json", "--remove", "all")
-    assert "--remove and --json: one at a time" in message
+    assert "--remove and --json exclude each other" in message
     assert keys() == {FIRST, SECOND}
 
 

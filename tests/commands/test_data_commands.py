@@ -105,9 +105,9 @@ def test_mistakes_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("--forget-edge", " ,", "--forget-edge is empty"),
         ("--json", ".", "is a folder, not a file"),
         ("--json", "pairs.json/card.json", "is a file, not a folder"),
-        ("--rouge-tokenizer", "none", "there are default, words"),
+        ("--rouge-tokenizer", "none", "must be one of default, words"),
         ("--model", ".", "is not on this machine"),
-        ("--model", "tiny", "it is built on first use"),
+        ("--model", "tiny", "is built on first use"),
         ("--model", "nothing", "unknown model"),
     ):
         assert expected in refused(describe, data, option, value)

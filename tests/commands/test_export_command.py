@@ -299,7 +299,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     exact = refused(plain, "--format", "adapter:2", "--save", tmp_path / "a")
     assert "adapter:2: the adapter of --method lunar (closed_form) is exact" in exact
     for form in ("checkpoint:2", "adapter:0", "adapter:x", "adapter:"):
-        said = f"--format {form}: checkpoint, adapter, or adapter:RANK"
+        said = f"--format {form}: must be checkpoint, adapter or adapter:RANK"
         assert said in refused(plain, "--format", form, "--save", tmp_path / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
