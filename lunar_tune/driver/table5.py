@@ -52,8 +52,6 @@ def cells_of(
     all that means nothing or is named twice.
     """
     problems, variants = Problems(), []
-    if seeds < 1:
-        problems.add(f"--seeds {seeds}: at least 1.")
     for model in models:
         with problems.collect():
             resolve_model(model)

@@ -164,7 +164,7 @@ def test_a_search_of_another_format_is_refused_by_all(form: int | None, tmp_path
         lambda: resumed({"resume": str(old.path)}, Problems()),
     ]
     for read in readers:
-        with pytest.raises(InputError, match=r"searches otherwise \(format 1, here 4\)") as caught:
+        with pytest.raises(InputError, match=r"another format \(1, here 4\)") as caught:
             read()
         assert str(caught.value).startswith(f"{old.path}: was begun by another version")
         assert old.journal.read_bytes() == before

@@ -129,7 +129,8 @@ def test_an_interrupted_search_leaves_nothing_open_and_goes_on(
     """The signal goes to all that the command started, as that of Ctrl-C in a terminal; twice."""
     done = interrupted(small, tmp_path, signal.SIGINT, 2)
     assert "ending; 2 more Ctrl-C to end at once" in done.stderr
-    assert [p.cmdline() for p in psutil.process_iter() if tmp_path.name in str(p.cmdline())] == []
+    lines = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
+    assert [line for line in lines if tmp_path.name in line] == []
     log = (tmp_path / "runs/n/search.log").read_text(encoding="utf-8")
     for said in (
         "going on because of --force: the base",
