@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
-from browsers import chromium
 from made_once import copy_store, made_once, make_store, shared_folder
 from random_models import build_encoder, build_model, build_tokenizer
 from tracking_server import tracking_server
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
     from shared_searches import SharedSearch
     from transformers import PreTrainedTokenizerFast
 
     from lunar_tune.models.loading import LoadedModel
 
 CHECKED = ("engine", "metrics", "methods")
+
+
+def chromium() -> str | None:
+    """Return the path of a browser: Debian's Chromium, or what CHROMIUM names."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 def import_with_shape_checks() -> None:
@@ -217,3 +224,25 @@ def model(loaded: Callable[..., LoadedModel], unchanged: Callable[[Any], None]) 
     """Return a random model that a test must leave as it was."""
     unchanged(loaded("qwen2").model)
     return loaded("qwen2")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not start as root, which containers often are.
+        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Return a page of a real browser, for tests that look at what a user sees."""
+    opened = browser.new_page(viewport={"width": 1440, "height": 1000})
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    opened.close()
+    assert not errors
