@@ -157,7 +157,7 @@ def best_mark(row: TrialRow, how: str) -> Mark:
 def bounds(search: StoredSearch, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
     """Return a line at each bound of a score along its axis."""
     return [
-        rule(Mark(f"bound: {in_words([one])}", INK, _DASHES), one.bound, axis)
+        rule(Mark(f"constraint: {in_words([one])}", INK, _DASHES), one.bound, axis)
         for one in search.goal.constraints
         if one.metric == metric
     ]
