@@ -36,7 +36,7 @@ def make_small_model(data: str, output: Path, recipe: TinyRecipe) -> int:
     model = new_model(recipe.sizes, tokenizer)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    return model.num_parameters()
+    return int(model.num_parameters())
 
 
 def main() -> None:

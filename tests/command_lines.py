@@ -37,10 +37,10 @@ lunar:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment with two threads, a wide screen and a stray Ray address."""
+    """Return this process's environment with one thread, a wide screen and a stray Ray address."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     return kept | {
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
         "RAY_ADDRESS": "127.0.0.1:1",  # a search without --address is not to look there
         "HF_HUB_OFFLINE": "1",

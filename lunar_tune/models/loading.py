@@ -48,7 +48,8 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:

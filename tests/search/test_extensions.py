@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -124,8 +125,9 @@ def check(search: Path) -> None:
 
 
 def test_a_search_with_a_method_a_metric_and_a_sampler_of_another_package(
-    package: Path, tmp_path: Path, small: list[str]
+    package: Path, tmp_path: Path, small: list[str], empty_store: Callable[[Path], Path]
 ) -> None:
+    empty_store(tmp_path / "runs/mlflow.db")
     arguments = [
         *(*small[: small.index("--fix")], "--method", "shrink", "--space", "space.yaml"),
         *("--in-process", "--force", "--num-trials", "2", "--name", "toy", "--sampler", "half"),
@@ -151,8 +153,11 @@ lt.search(
 
 
 @pytest.mark.ray
-def test_a_method_and_metric_of_a_script_reach_workers(tmp_path: Path, small: list[str]) -> None:
+def test_a_method_and_metric_of_a_script_reach_workers(
+    tmp_path: Path, small: list[str], empty_store: Callable[[Path], Path]
+) -> None:
     """A worker could not import what stands in `__main__`."""
+    empty_store(tmp_path / "runs/mlflow.db")
     told = dict(zip(small[::2], small[1::2], strict=True))
     function = METRIC[METRIC.index("import math") : METRIC.index("WORDS")]
     script = SCRIPT.format(model=told["--model"], data=told["--data"])
