@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
 CHECKED = ("engine", "metrics", "methods")
+SLOW_FILES = {
+    *(
+        "test_charts",
+        "test_page",
+        "test_results",
+        "test_static_page",
+        "test_mlflow_ui",
+        "test_docs",
+    ),
+    *("test_ask_command", "test_compare_command", "test_export_command", "test_finetune_command"),
+    *("test_interruptions", "test_layers_command", "test_processes", "test_finetune"),
+    *("test_families", "test_method_contract", "test_tasks", "test_trials_by_the_page"),
+    *("test_extensions", "test_python", "test_search_endings", "test_search_run", "test_tracking"),
+    "test_worker",
+}
 
 
 def chromium() -> str | None:
@@ -70,6 +85,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         alone = item.get_closest_marker("alone") is not None
         item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
+        if item.path.stem in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.get_closest_marker("alone") is None, item.path not in slow))
     if chromium() is not None or config.option.markexpr == "browser":

@@ -12,7 +12,7 @@ from command_lines import command, pages_shown, start
 from playwright.sync_api import Page, expect
 from tracked_searches import SCORES, make_search
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 COLUMNS = ["Run Name", "Created", "best", "search", "forget_rouge1", "retain_rouge1", "feasible"]
 PARAMETERS = ["layer", "coefficient", "learning_rate"]
 SETTING = re.compile(r"^L\d c[\d.]+ lr[\d.e-]+$")

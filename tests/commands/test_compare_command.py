@@ -34,7 +34,7 @@ from lunar_tune.tracking.ui import View
 
 refused = partial(command_lines.refused, COMMAND)
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # MLflow's warnings
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings
 
 
 def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(

@@ -31,7 +31,6 @@ from lunar_tune.yaml_files import read_yaml
 
 refused = partial(command_lines.refused, COMMAND)
 
-pytestmark = pytest.mark.slow  # a search of its own
 
 SETTING = {"layer": 1, "coefficient": 2.0, "ridge": 0.01}
 # What a machine without lunar-tune does: the card's lines, greedy decoding by transformers.

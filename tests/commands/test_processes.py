@@ -6,10 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 from command_lines import finish, start
-
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANNING = """

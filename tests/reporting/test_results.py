@@ -151,7 +151,6 @@ def test_a_notebook_shows_texts_of_others_as_they_are(tmp_path: Path) -> None:
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "first_search.ipynb"
 
 
-@pytest.mark.slow
 def test_the_first_search_runs_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Callable[[Path], Path]
 ) -> None:

@@ -11,8 +11,6 @@ import pandas as pd
 import pytest
 from command_lines import finish, run_command, start
 
-pytestmark = pytest.mark.slow
-
 METHOD = '''
 """Scales one block's down-projection towards zero: forgets, and everything else with it."""
 

@@ -23,8 +23,6 @@ from lunar_tune.metrics.goal import METRICS
 from lunar_tune.study.rows import COMPLETE
 from lunar_tune.study.study import INTERRUPTED
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def options(

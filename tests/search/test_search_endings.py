@@ -23,8 +23,6 @@ from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.report.results import SearchResults
 from lunar_tune.yaml_files import read_yaml
 
-pytestmark = pytest.mark.slow  # searches of their own
-
 
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, empty_store: Callable[[Path], Path]) -> None:

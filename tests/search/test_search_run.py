@@ -32,8 +32,6 @@ from lunar_tune.study.folder import Folder, read_answers
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml
 
-pytestmark = pytest.mark.slow  # a search of the tiny model, and two runs of its best setting
-
 ROWS = {"forget": 12, "retain": 84, "factual": 81}
 PARAMETERS = ("layer", "coefficient", "learning_rate")
 TIMED = ("seconds", "started", "ended")

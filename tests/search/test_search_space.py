@@ -70,6 +70,7 @@ def message_of(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_model_of_the_catalogue_and_every_depth_has_a_space(solver: str) -> None:
     """From .3 to .9 of the way from the first block to the last, as the shipped files say."""

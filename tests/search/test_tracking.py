@@ -443,7 +443,6 @@ def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path
         Tracker(store.uri, "deleted", "x")
 
 
-@pytest.mark.slow
 def test_two_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
     """Without the lock one of them died in the store's migration."""
     uri = default_tracking_uri(tmp_path)
@@ -478,7 +477,6 @@ def search(request: pytest.FixtureRequest, tmp_path: Path) -> SearchResults:
     return SearchResults.read(make_search(tmp_path, "one", place).path)
 
 
-@pytest.mark.slow
 def test_a_server_has_what_a_file_has_and_no_more_is_written(
     uri: str, server: str, finished: SearchResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,7 +490,6 @@ def test_a_server_has_what_a_file_has_and_no_more_is_written(
     assert said[0] == said[1]
 
 
-@pytest.mark.slow
 def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) -> None:
     """Nothing is started: the command prints addresses and is over."""
     folders = [
@@ -509,7 +506,6 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
     assert all(page.startswith(f"{server}/#/experiments/") for page in pages.values())
 
 
-@pytest.mark.slow
 def test_each_registration_is_a_version_the_alias_is_the_best(
     search: SearchResults, tmp_path: Path
 ) -> None:
