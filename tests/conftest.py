@@ -27,25 +27,19 @@ if TYPE_CHECKING:
 
 CHECKED = ("engine", "metrics", "methods")
 SLOW_FILES = {
-    *(
-        "test_charts",
-        "test_page",
-        "test_results",
-        "test_static_page",
-        "test_mlflow_ui",
-        "test_docs",
-    ),
+    *("test_charts", "test_page", "test_results", "test_static_page", "test_mlflow_ui"),
     *("test_ask_command", "test_compare_command", "test_export_command", "test_finetune_command"),
     *("test_interruptions", "test_layers_command", "test_processes", "test_finetune"),
     *("test_families", "test_method_contract", "test_tasks", "test_trials_by_the_page"),
     *("test_extensions", "test_python", "test_search_endings", "test_search_run", "test_tracking"),
-    "test_worker",
+    *("test_docs", "test_worker"),
 }
 
 
 def chromium() -> str | None:
     """Return the path of a browser: Debian's Chromium, or what CHROMIUM names."""
-    return os.environ.get("CHROMIUM") or shutil.which("chromium")
+    installed = shutil.which("chromium") or shutil.which("chromium-browser")
+    return os.environ.get("CHROMIUM") or installed
 
 
 def import_with_shape_checks() -> None:
