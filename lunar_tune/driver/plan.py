@@ -77,10 +77,8 @@ class SearchPlan:
         if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
-        budget, trials = (
-            f"{spec.max_new_tokens} tokens",
-            f"{config.num_trials}, sampler {config.sampler}",
-        )
+        budget = f"{spec.max_new_tokens} tokens"
+        trials = f"{config.num_trials}, sampler {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
         if config.time_budget is not None:

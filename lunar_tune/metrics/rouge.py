@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.config.options import ROUGE_TOKENIZERS
 from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError
+from lunar_tune.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +54,8 @@ class _WordTokenizer:
 def _tokenizer(name: str) -> Any:
     if name == "words":
         return _WordTokenizer()
+    if name != "default":
+        raise InputError(f"--rouge-tokenizer {name}: must be one of {', '.join(ROUGE_TOKENIZERS)}.")
     from rouge_score.tokenizers import DefaultTokenizer
 
     default = DefaultTokenizer(use_stemmer=True)  # which takes a second, and scikit-learn with it
