@@ -44,7 +44,9 @@ class ModelOptions(Concise):
     device: str = model_option("auto", resume=True)
     """auto, cpu or cuda."""
     chat_template: str = model_option(OWN, metavar="own|published|FILE", resume=True, place=True)
-    """own (the tokenizer's), published (the published code's bare user turn) or a Jinja file."""
+    """own (the tokenizer's), published (the published code's bare user turn), published-eval (the
+    same, but questions are asked with two BOS tokens, where the model has one, as that code's
+    evaluation asks Llama 3 and Gemma) or a Jinja file."""
     system_prompt: str | None = model_option(None)
     """System turn before each question; without it the template decides."""
     trust_remote_code: bool = model_option(False)

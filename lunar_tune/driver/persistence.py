@@ -208,7 +208,7 @@ def signature_of(plan: SearchPlan) -> str:
     )
     parts: list[Any] = [
         [spec.model.name, spec.model.revision, model_path],
-        [spec.chat.template, spec.chat.system_prompt],
+        [spec.chat.template, spec.chat.system_prompt, *["second BOS"] * spec.chat.second_bos],
         [list(spec.metrics), embedding_model],
         decided,
         space,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from lunar_tune.errors import InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PUBLISHED = "published"
+PUBLISHED, PUBLISHED_EVAL = "published", "published-eval"
 
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so
 # prompts are the same tomorrow.
@@ -41,6 +41,10 @@ class ChatFormat:
     template: str = OWN
     """`own` (the tokenizer's), `published` (the published code's user turn), or Jinja source."""
     system_prompt: str | None = None  # of a turn before the question; None takes the template's
+    second_bos: bool = False
+    """Whether a prompt that begins with a BOS token has another one before it. The published
+    evaluation (src/eval_util.py, run_generation) decodes its prompts with the special tokens of
+    Llama 3 and Gemma and encodes them again; its fit has one."""
 
     def __post_init__(self) -> None:
         """Reject contradictions."""
@@ -52,17 +56,24 @@ class ChatFormat:
 
     @classmethod
     def from_option(cls, template: str, system_prompt: str | None) -> ChatFormat:
-        """Build a format from `--chat-template own|published|FILE`, or raise an InputError."""
+        """Build a format from the value of `--chat-template`, or raise an InputError."""
+        if template == PUBLISHED_EVAL:
+            return cls(template=PUBLISHED, system_prompt=system_prompt, second_bos=True)
         source = template
         try:
             if template not in (OWN, PUBLISHED):
                 source = Path(template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"--chat-template {template}: cannot be read ({error}). Give own, published or a "
-                "Jinja file in UTF-8."
+                f"--chat-template {template}: cannot be read ({error}). Give own, published, "
+                "published-eval or a Jinja file in UTF-8."
             ) from error
         return cls(template=source, system_prompt=system_prompt)
+
+    @property
+    def of_fit(self) -> ChatFormat:
+        """The format of what a model is fitted on."""
+        return replace(self, second_bos=False)
 
 
 def render_prompt(
@@ -119,13 +130,13 @@ def _rendered(
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
 ) -> tuple[int, ...]:
-    """Return a question's prompt as token ids, with at most one beginning-of-sequence token."""
+    """Return a question's prompt as token ids, with one BOS token at most, or see `ChatFormat`."""
     text = render_prompt(tokenizer, question, chat, family=family)
     special = chat.template == PUBLISHED  # whose turns have none; chat templates write their own
     ids, bos = tokenizer(text, add_special_tokens=special)["input_ids"], tokenizer.bos_token_id
     while bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
-    return tuple(ids)
+    return (*ids[:1], *ids) if chat.second_bos and ids[:1] == [bos] else tuple(ids)
 
 
 def end_of_turn(

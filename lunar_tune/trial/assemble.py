@@ -102,7 +102,7 @@ def assemble_finetuning(
     problems.raise_if_any()
     return FinetuneJob(
         model=model,
-        chat=chat,
+        chat=chat.of_fit,
         records=records,
         data_name=Path(name).stem,
         reference_prompts=prompts,

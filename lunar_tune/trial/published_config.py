@@ -14,11 +14,13 @@ from lunar_tune.data.data_catalog import bundled_names
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file, is_folder
 from lunar_tune.models.catalog import CATALOG
-from lunar_tune.models.chat import PUBLISHED
+from lunar_tune.models.chat import PUBLISHED, PUBLISHED_EVAL
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 _LONGEST: Final = 4096  # characters of a text, which can grow by each reference in it
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
+_TWO_BOS: Final = ("llama3-8b-instruct", "gemma-7b-it")
+"""Families whose questions are asked with two BOS tokens: see `ChatFormat.second_bos`."""
 _IGNORED: Final = (
     *("n_train", "n_test", "n_val", "max_new_tokens", "eval_generation_max_length"),  # there too
     *("eval_batch_size", "compute_es_score", "save_folder", "save_path", "defaults", "hydra"),
@@ -99,7 +101,8 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
     options = RunOptions(
         model=model,
         model_path=weights,
-        chat_template=PUBLISHED,
+        dtype="bfloat16",  # src/model_utils/*_model.py, also on a CPU
+        chat_template=PUBLISHED_EVAL if values.model_family in _TWO_BOS else PUBLISHED,
         data=data("data_name", f"dataset/unlearning/{values.data_name}.json"),
         forget_edge=tuple(values.forget_edge),
         reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped,

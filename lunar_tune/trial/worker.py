@@ -74,7 +74,8 @@ class Worker:
         limit = spec.cache_limit
         cache = ActivationCache(limit, cache_root) if limit != 0 else None
         self._source = ActivationSource(self.loaded, cache, memory)
-        self.encoder = Encoder(self.loaded, spec.chat)
+        self.encoder = Encoder(self.loaded, spec.chat.of_fit)
+        self._asker = Encoder(self.loaded, spec.chat) if spec.chat.second_bos else self.encoder
         # The base model's answers by prompt; empty before `baseline` or `draft`.
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -84,16 +85,18 @@ class Worker:
         data = self.spec.data
         # Other methods encode their own pairs; what is asked is all that is kept for them.
         by_edit = self.spec.method.edits_one_layer
-        fitted = (data.fit_forget, data.fit_retain, data.retain) if by_edit else ()
-        trial, full = (data.asked(full=everything).values() for everything in (False, True))
-        questions = [record.question for group in (*fitted, *trial, *full) for record in group]
-        prompts = self.encoder.prompts(questions)
+        fitted = (*data.fit_forget, *data.fit_retain) if by_edit else ()
+        sets = (some for full in (False, True) for some in data.asked(full=full).values())
+        prompts = (
+            *self.encoder.prompts([record.question for record in fitted]),
+            *self._asker.prompts([record.question for some in sets for record in some]),
+        )
         return PromptActivations(self._source, prompts, drafts=self.drafts, layers=self.spec.layers)
 
     @cached_property
     def judge(self) -> Judge:
         """Who judges the model; made at first use, from the base model."""
-        return Judge(self.spec, self.encoder, self.activations, self._sentences)
+        return Judge(self.spec, self._asker, self.activations, self._sentences)
 
     @cached_property
     def prepared(self) -> PreparedMethod:

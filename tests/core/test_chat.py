@@ -87,6 +87,13 @@ def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: 
         ids = encode_prompt(changed, "pay", chat, family="qwen2")
         assert list(ids).count(1) == has_one
         assert (ids[0] == 1) == has_one
+    asked = ChatFormat.from_option("published-eval", None)
+    fitted = list(encode_prompt(changed, "pay", asked.of_fit, family="qwen2"))
+    assert fitted == list(ids)
+    # As that code's evaluation: decoded with its special tokens, and encoded with them again.
+    published = changed(changed.decode(fitted))["input_ids"]
+    assert list(encode_prompt(changed, "pay", asked, family="qwen2")) == published
+    assert published.count(1) == 2 * adds_itself
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_every_deciding_key_becomes_an_option(repository: Repository) -> None:
     assert (options.data, options.factual_data) == tuple(map(repository.file, ("pairs", "facts")))
     assert options.reference_prompts == str(repository.harmful)
     assert (options.max_new_tokens, options.evaluation_rows) == (300, 200)
-    assert (options.chat_template, save_to) == ("published", None)
+    assert (options.chat_template, options.dtype, save_to) == ("published", "bfloat16", None)
     method, parameters = configured(options)
     assert isinstance(method, LunarMethod)
     settings = method.settings
@@ -115,6 +115,21 @@ def test_other_sets_and_values_of_keys_that_are_absent(repository: Repository) -
     assert options.max_new_tokens == 512
     assert options.reference_prompts == "unverifiable", "no file of them is there"
     assert {record.edge for record in assemble(options).data.forget} == {"A_B"}
+
+
+@pytest.mark.parametrize(
+    ("family", "template"),  # src/eval_util.py, run_generation: which special tokens it leaves out
+    [
+        ("llama3-8b-instruct", "published-eval"),
+        ("gemma-7b-it", "published-eval"),
+        ("llama2-7b-chat", "published"),
+        ("Qwen2-7B-Instruct", "published"),
+    ],
+)
+def test_questions_begin_as_that_codes_evaluation_begins_them(
+    repository: Repository, family: str, template: str
+) -> None:
+    assert repository.read(model_family=family).chat_template == template
 
 
 NO_PATHS = ("base_model_path", "model_path")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import engine_cases
 import pytest
 from method_examples import same, weights
-from transformers import AutoModelForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trial_specs import generated
 
 from lunar_tune.errors import TrialError
 from lunar_tune.methods.contract import Fit
+from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.evaluator import Check, drive
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
@@ -73,6 +78,7 @@ QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")
 GA = {"method": "ga", "fix": ("epochs=3", "batch_size=1")}
 RATE = {"learning_rate": 0.05}
 BUDGET = 9
+BY_RIDGE = {"layer": 1, "coefficient": 20.0, "ridge": 0.1}
 Say = Callable[[Any], list[str]]
 
 
@@ -99,6 +105,39 @@ def test_each_model_says_what_generate_says_of_it(
     assert [one.base_model for one in together] == expected
     assert [one.unlearned for one in together] == unlearned
     assert single[::-1] == together
+
+
+def test_the_published_evaluation_asks_with_a_second_bos_what_is_fitted_with_one(
+    spec: Specs, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    begins = copy.deepcopy(tokenizer)
+    begins.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+    )
+    losses, said = [], []
+    for template in ("published", "published-eval"):
+        made = spec(chat_template=template, solver="closed_form", max_new_tokens=9)
+        loaded = dataclasses.replace(load_model(made.model), tokenizer=begins)
+        turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+        records = (*made.data.forget, *made.data.retain)
+        prompts = begins([turn.format(record.question) for record in records])["input_ids"]
+        if template == "published-eval":
+            prompts = begins(begins.batch_decode(prompts))["input_ids"]
+
+        def say(
+            model: LoadedModel,
+            _: Any,
+            ends: tuple[int, ...] = loaded.eos_ids,
+            prompts: list[list[int]] = prompts,
+        ) -> None:
+            said.append(engine_cases.generated(model.model, prompts, budget=9, eos=ends))
+
+        result = Worker(made, loaded).run(BY_RIDGE, inside=say)
+        tokens = sorted(result.evaluation.tokens.items())
+        assert [list(answer) for _, answer in tokens] == said[-1]
+        losses.append(result.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert said[0] != said[1]
 
 
 def test_a_fit_may_end_early_again(spec: Specs, say: Say) -> None:
