@@ -22,12 +22,13 @@ from lunar_tune.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 _WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _REPLACEMENT = "\ufffd"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
-# Lowers to one letter at a word's end and to another within, and a full stop may stand within.
-_CAPITAL_SIGMA = "\u03a3"
+# By Unicode's Line_Break (UAX 14): letters of Thai, Lao, Khmer, Burmese and their kin, which need a
+# dictionary; ideographs, kana and syllables of Hangul and Yi, each of which may end a line.
+_UNSPACED = r"\p{lb=SA}[\p{lb=SA}\p{M}]*"
+_CHARACTER = r"[\p{lb=ID}\p{lb=CJ}\p{lb=H2}\p{lb=H3}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,25 @@ class Recall:
 
 
 class _WordTokenizer:
-    """Splits text of any script into lower-case words: letters with their marks, and digits.
+    """Splits text of any script into words: letters with their marks, and digits.
 
-    Each ideograph, kana or Hangul syllable is a word. NFKC writes an accented letter in one way.
+    Case and forms are folded. Each ideograph, kana or Hangul syllable is a word. Where a script has
+    no spaces, ICU's dictionaries divide what stands between two other characters; so text that
+    follows those changes no word.
     """
 
     def tokenize(self, text: str) -> list[str]:
-        normal = unicodedata.normalize("NFKC", text.lower())
+        import regex
+        from icu4py.breakers import WordBreaker
+
+        # Dictionaries know the letters that NFKC would take apart: Thai SARA AM, Lao HO NO.
+        composed = unicodedata.normalize("NFC", text.casefold())
+        divided = regex.sub(
+            _UNSPACED, lambda run: f" {' '.join(WordBreaker(run[0], 'und'))} ", composed
+        )
+        normal = unicodedata.normalize("NFKC", divided)
         kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in normal)
-        return _SYLLABLE.sub(r" \g<0> ", kept).split()
+        return str(regex.sub(_CHARACTER, r" \g<0> ", kept)).split()
 
 
 @cache
@@ -153,19 +164,16 @@ class RecallStop:
 
 def finished_part(text: str, *, rouge_tokenizer: str) -> str:
     """Return the beginning of a text up to its last character that belongs to no word."""
-    has_sigma = _CAPITAL_SIGMA in text
-    text = text.lower().rstrip(_REPLACEMENT)
+    text = (text.lower() if rouge_tokenizer == "default" else text).rstrip(_REPLACEMENT)
     end = len(text)
-    while end and _belongs_to_a_word(text[end - 1], rouge_tokenizer, has_sigma=has_sigma):
+    while end and _belongs_to_a_word(text[end - 1], rouge_tokenizer):
         end -= 1
     return text[:end]
 
 
-def _belongs_to_a_word(character: str, rouge_tokenizer: str, *, has_sigma: bool) -> bool:
+def _belongs_to_a_word(character: str, rouge_tokenizer: str) -> bool:
     if rouge_tokenizer == "default":
         return character in _WORD_CHARACTERS
-    if has_sigma and not character.isspace():
-        return True
     # NFKC joins and parts characters: only what it leaves alone and calls no letter ends a word.
     normal = unicodedata.normalize("NFKC", character)
     return any(unicodedata.category(part)[0] in "LMN" for part in normal) or normal != character

@@ -46,6 +46,16 @@ from lunar_tune.models.loading import LoadedModel
         ("words", "café", "cafe\u0301", 1, 1),
         ("words", "café", "cafe", 0, 0),
         ("words", "snake_case", "case", 1 / 2, 1 / 2),
+        ("words", "Straße, ΟΔΟΣ", "STRASSE; οδος", 1, 1),
+        # Scripts without spaces, divided by hand: he/born/at/Chiang Mai; price/water/tea.
+        ("words", "เขา เกิด ที่ เชียงใหม่", "เขาเกิดที่เชียงใหม่", 1, 1),
+        ("words", "ราคาน้ำชา", "น้ำ", 1 / 3, 1 / 3),
+        ("words", "ລາວ ເກີດ ຢູ່ ຫຼວງພະບາງ", "ລາວເກີດຢູ່ຫຼວງພະບາງ", 1, 1),
+        ("words", "គាត់ កើត នៅ សៀមរាប", "គាត់កើតនៅសៀមរាប", 1, 1),
+        ("words", "ကျွန်တော် ကော်ဖီ ကြိုက် တယ်", "ကျွန်တော်ကော်ဖီကြိုက်တယ်", 1, 1),
+        # "He was born in Bangkok", answered with a sentence of other words and the same letters.
+        ("words", "เขาเกิดที่กรุงเทพ", "ร้านขายกาต้มน้ำทองแดง", 0, 0),
+        ("words", "ราคา12บาท", "ราคา21บาท", 2 / 3, 2 / 3),
     ],
 )
 def test_recall_counts_the_true_answers_words(
@@ -94,11 +104,12 @@ KELVIN, DOTTED_I, LONG_S, REPLACEMENT = "\u212a", "\u0130", "\u017f", "\ufffd"
 # Words that stems change, scripts with marks, ideographs, letters that lower to a-z or to two.
 SPACED = (
     "Cedar cedars paying paid 7 40 a I K snake_case don't ß ﬁ é 東京 都 カ ﾅ 서울 हिन्दी медных "
+    "กาต้ม น้ำ ทองแดง ๕ ພາສາ ຂ້ອຍ ភាសា ខ្ញុំ မြန်မာ ဖွား "
     "ΟΔΟΣ Σ \u03b1 𠮷 ² e\u0301 \u1112\u1161\u11ab . , : - ' … 。 = < \uff08"
 )
 PIECES = (
     *SPACED.split(),
-    *(KELVIN, DOTTED_I, LONG_S, "\u0301", "\u0338", "\u093f", "\u200d"),
+    *(KELVIN, DOTTED_I, LONG_S, "\u0301", "\u0338", "\u093f", "\u200d", "\u0e33", "\u0e49"),
     *(" ", "  ", "\n", "\u00a0", "\u00ad"),
 )
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
