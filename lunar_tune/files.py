@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import platformdirs
 
@@ -22,6 +23,7 @@ from lunar_tune.errors import InputError
 CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
 LONGEST_PART = 255  # of the usual file systems
+MAX_SETTINGS: Final = 1_000_000  # bytes; YAML of that size takes its parser a minute
 
 
 def shipped_folder(name: str) -> Path:
@@ -119,9 +121,24 @@ def safe_name(text: str) -> str:
 
 
 def read_beginning(path: Path, most: int) -> bytes:
-    """Return at most so many bytes of a file, since a device or a pipe has no size and no end."""
+    """Return at most so many bytes of a file, or raise an OSError.
+
+    Devices and pipes, which may have no end, are refused, but for those of the shell's `<(…)`.
+    """
+    mode = path.stat().st_mode
+    is_substituted = stat.S_ISFIFO(mode) and path.is_relative_to("/dev/fd")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or is_substituted):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
     with path.open("rb") as file:
         return file.read(most)
+
+
+def read_settings(path: Path) -> bytes:
+    """Return a file that people write or a library keeps settings in, or raise an OSError."""
+    content = read_beginning(path, MAX_SETTINGS + 1)
+    if len(content) > MAX_SETTINGS:
+        raise OSError(errno.EFBIG, f"it is larger than the {MAX_SETTINGS:,} bytes that are read")
+    return content
 
 
 @contextmanager

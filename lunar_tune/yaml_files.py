@@ -18,9 +18,8 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from lunar_tune.errors import InputError, suggestion
-from lunar_tune.files import read_beginning
+from lunar_tune.files import read_settings
 
-MAX_BYTES: Final = 1_000_000  # settings that people write; the parser is slow
 MAX_DEPTH: Final = 50  # the parser takes seconds for hundreds of levels
 MAX_VALUES: Final = 100_000  # with aliases, ten lines can stand for a billion values
 _PLAIN: Final = (dict, list, str, int, float, bool, type(None))
@@ -39,10 +38,7 @@ def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError)
     try:
         text = source
         if isinstance(source, Path):
-            content = read_beginning(source, MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError(f"it is larger than the {MAX_BYTES:,} bytes that are read")
-            text = content.decode("utf-8-sig")
+            text = read_settings(source).decode("utf-8-sig")
         # The parser in C, which `pure` rules out, follows YAML 1.1.
         yaml = YAML(typ="safe", pure=True)
         yaml.max_depth = MAX_DEPTH

@@ -27,6 +27,7 @@ from lunar_tune.files import (
     DATA_VARIABLE,
     check_writable,
     data_dir,
+    read_settings,
     shipped_folder,
     write_atomically,
     write_json,
@@ -185,7 +186,7 @@ def read_lock(published: PublishedSet, folder: Path) -> Lock | None:
     if not path.is_file():
         return None
     try:
-        return TypeAdapter(Lock).validate_json(path.read_bytes())
+        return TypeAdapter(Lock).validate_json(read_settings(path))
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path} is not a lock file of lunar-tune: delete it and fetch {published.name} again."

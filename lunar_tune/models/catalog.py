@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lunar_tune.config.options import TINY
 from lunar_tune.errors import ModelError, suggestion
-from lunar_tune.files import is_file, is_folder, write_json
+from lunar_tune.files import is_file, is_folder, read_settings, write_json
 from lunar_tune.registry import Registry
 
 LINEAGE_FILE = "lunar_tune.json"
@@ -164,7 +164,7 @@ def read_lineage(folder: str | Path) -> Lineage | None:
 
     file = Path(folder).expanduser() / LINEAGE_FILE
     try:
-        lineage = TypeAdapter(Lineage).validate_json(file.read_bytes())
+        lineage = TypeAdapter(Lineage).validate_json(read_settings(file))
         _ = lineage.summary
     except FileNotFoundError:
         return None

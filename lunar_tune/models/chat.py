@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lunar_tune.bounded import bounded
 from lunar_tune.config.options import OWN
 from lunar_tune.errors import InputError, ModelError
+from lunar_tune.files import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PUBLISHED, PUBLISHED_EVAL = "published", "published-eval"
+_SECONDS = 5  # of one core, for a template; a usual one takes less than a millisecond a prompt
+_LONGEST = 4_000_000  # characters of a prompt: no model's context holds as many
 
 # Llama 3.2's template prints today's date unless it is given one; this is its own fallback, so
 # prompts are the same tomorrow.
@@ -62,7 +66,8 @@ class ChatFormat:
         source = template
         try:
             if template not in (OWN, PUBLISHED):
-                source = Path(template).expanduser().read_text(encoding="utf-8")
+                content = read_settings(Path(template).expanduser())
+                source = content.decode().replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--chat-template {template}: cannot be read ({error}). Give own, published, "
@@ -76,10 +81,10 @@ class ChatFormat:
         return replace(self, second_bos=False)
 
 
-def render_prompt(
-    tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
-) -> str:
-    """Return the text that puts `question` to a model of a family, or raise a ModelError."""
+def render_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat, *, family: str
+) -> list[str]:
+    """Return the texts that put questions to a model of a family, or raise a ModelError."""
     if chat.template == PUBLISHED:
         vocabulary = tokenizer.get_vocab()
         turns = (turn for token, turn in _PUBLISHED_TURNS.items() if token in vocabulary)
@@ -89,19 +94,18 @@ def render_prompt(
                 "--chat-template published: the published code has no user turn for the family "
                 f"{family!r}. Use --chat-template own."
             )
-        return turn.format(question=question)
+        return [turn.format(question=question) for question in questions]
     if chat.template == OWN and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
             "--chat-template FILE with its Jinja source, --chat-template published for the "
             "published code's user turn, or an instruction-tuned checkpoint."
         )
-    messages = [{"role": "user", "content": question}]
-    if chat.system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": chat.system_prompt})
+    system = [] if chat.system_prompt is None else [("system", chat.system_prompt)]
+    turns_of = [[*system, ("user", question)] for question in questions]
     try:
-        return _rendered(tokenizer, messages, chat, prompt=True)
-    except Exception as error:  # Jinja raises several unrelated classes
+        return _rendered(tokenizer, turns_of, chat, prompt=True)
+    except RuntimeError as error:
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} failed: {error}"
         ) from error
@@ -109,34 +113,50 @@ def render_prompt(
 
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
+    conversations: Sequence[Sequence[tuple[str, str]]],
     chat: ChatFormat,
     *,
     prompt: bool,
-) -> str:
-    """Apply the chat template, up to where an answer begins if it is to be a prompt."""
-    source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
-    rendered = tokenizer.apply_chat_template(
-        messages,
-        chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
-        tokenize=False,
-        add_generation_prompt=prompt,
-        date_string=FIXED_DATE,
-        enable_thinking=False,  # Qwen3's switch; other templates do not read it
-    )
-    return str(rendered)
+) -> list[str]:
+    """Apply the chat template, up to where an answer begins if it is to be a prompt.
+
+    It is somebody's program: one that fails or takes too much raises a RuntimeError.
+    """
+
+    def render() -> list[str]:
+        source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
+        texts = []
+        for turns in conversations:
+            text = tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns],
+                chat_template=_FIXED_CLOCK + source if "strftime_now" in source else source,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                date_string=FIXED_DATE,
+                enable_thinking=False,  # Qwen3's switch; other templates do not read it
+            )
+            if len(text) > _LONGEST:
+                raise ValueError(f"a prompt would have {len(text):,} characters")
+            texts.append(str(text))
+        return texts
+
+    texts: list[str] = bounded(render, seconds=_SECONDS + len(conversations) // 100)
+    return texts
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, question: str, chat: ChatFormat, *, family: str
-) -> tuple[int, ...]:
-    """Return a question's prompt as token ids, with one BOS token at most, or see `ChatFormat`."""
-    text = render_prompt(tokenizer, question, chat, family=family)
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat, *, family: str
+) -> list[tuple[int, ...]]:
+    """Return questions' prompts as token ids, with one BOS token at most, or see `ChatFormat`."""
     special = chat.template == PUBLISHED  # whose turns have none; chat templates write their own
-    ids, bos = tokenizer(text, add_special_tokens=special)["input_ids"], tokenizer.bos_token_id
-    while bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    return (*ids[:1], *ids) if chat.second_bos and ids[:1] == [bos] else tuple(ids)
+    bos, prompts = tokenizer.bos_token_id, []
+    for text in render_prompts(tokenizer, questions, chat, family=family):
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        ids = [*ids[:1], *ids] if chat.second_bos and ids[:1] == [bos] else ids
+        prompts.append(tuple(ids))
+    return prompts
 
 
 def end_of_turn(
@@ -144,11 +164,10 @@ def end_of_turn(
 ) -> int:
     """Return the token that ends an answer by the chat template, or else by the tokenizer."""
     answer = "lunar tune marker"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    after = ""
+    turns, after = [("user", "?"), ("assistant", answer)], ""
     if chat.template != PUBLISHED:
-        with suppress(Exception):  # Jinja's are unrelated; a template need not know assistants
-            after = _rendered(tokenizer, messages, chat, prompt=False).rpartition(answer)[2]
+        with suppress(RuntimeError):  # a template need not know assistants
+            after = _rendered(tokenizer, [turns], chat, prompt=False)[0].rpartition(answer)[2]
     written = tokenizer(after, add_special_tokens=False)["input_ids"]
     own = tokenizer.eos_token_id
     fallback = own if own in eos_ids else eos_ids[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
-from lunar_tune.models.chat import ChatFormat, encode_prompt, end_of_turn
+from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -74,19 +74,22 @@ class Encoder:
         self._loaded, tokenizer = loaded, loaded.tokenizer
         end, family = end_of_turn(tokenizer, chat, loaded.eos_ids), loaded.model.config.model_type
 
-        @cache
-        def prompt(question: str) -> tuple[int, ...]:
-            return encode_prompt(tokenizer, question, chat, family=family)
+        def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
+            return encode_prompts(tokenizer, questions, chat, family=family)
 
         @cache
         def answer(text: str) -> tuple[int, ...]:
             return (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
 
-        self._prompt, self._answer = prompt, answer
+        self._encode, self._answer = encode, answer
+        self._prompts: dict[str, tuple[int, ...]] = {}
 
     def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return each question's prompt, up to where its answer begins."""
-        encoded = tuple(map(self._prompt, questions))
+        new = [one for one in dict.fromkeys(questions) if one not in self._prompts]
+        if new:
+            self._prompts.update(zip(new, self._encode(new), strict=True))
+        encoded = tuple(self._prompts[one] for one in questions)
         self._check_lengths(list(map(len, encoded)), questions)
         return encoded
 

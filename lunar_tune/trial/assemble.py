@@ -16,7 +16,7 @@ from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import read_prompts
 from lunar_tune.errors import ModelError, Problems
-from lunar_tune.files import is_folder
+from lunar_tune.files import is_folder, read_settings
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.goal import METRICS, check_metrics
@@ -149,7 +149,7 @@ def known_depth(options: RunOptions) -> int | None:
 def _depth_of(folder: Path) -> int | None:
     """Return the number of decoder blocks of a checkpoint, None where a folder does not say it."""
     try:
-        depth = json.loads((folder.expanduser() / "config.json").read_text("utf-8"))
+        depth = json.loads(read_settings(folder.expanduser() / "config.json"))
         return int(depth["num_hidden_layers"]) or None
     except (OSError, ValueError, LookupError, TypeError):
         return None

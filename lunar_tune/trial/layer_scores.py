@@ -24,6 +24,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.display import tracked
 from lunar_tune.errors import InputError
+from lunar_tune.files import read_settings
 from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
 from lunar_tune.yaml_files import describe_mistakes
@@ -119,7 +120,7 @@ class LayerPrior(BaseModel):
 def read_layer_prior(path: Path) -> LayerPrior:
     """Read a file that `python -m lunar_tune.layers --json` wrote."""
     try:
-        return LayerPrior.model_validate_json(path.read_bytes())
+        return LayerPrior.model_validate_json(read_settings(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValidationError as error:

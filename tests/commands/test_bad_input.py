@@ -38,7 +38,7 @@ TYPED = {
     "--fix layer": "--fix layer: write NAME=VALUE",
     "--constrain retain_rouge1>=7": "retain_rouge1>=7",
     "--space nosuch": "--space nosuch: neither a file nor a shipped name.",
-    "--space /dev/zero": "/dev/zero: cannot be read: it is larger than the 1,000,000 bytes",
+    "--space /dev/zero": "/dev/zero: cannot be read: it is a device or a pipe",
     "--tracking-uri bogus": "--tracking-uri bogus: must be an MLflow server such as http://host:5000",
     "--tracking-uri http://me:s3cretpw@": "--tracking-uri http://me:***@: must be an MLflow server",
     "--seed 99999999999999999999": "--seed 99999999999999999999: must be at most 4294967295.",

@@ -15,9 +15,9 @@ from lunar_tune.models.chat import (
     FIXED_DATE,
     PUBLISHED,
     ChatFormat,
-    encode_prompt,
+    encode_prompts,
     end_of_turn,
-    render_prompt,
+    render_prompts,
 )
 
 QUESTION = "What does the {buyer} pay?"
@@ -39,13 +39,13 @@ def with_tokens(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
 
 
 def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "qwen2") -> str:
-    return render_prompt(tokenizer, QUESTION, chat or ChatFormat(), family=family)
+    return render_prompts(tokenizer, [QUESTION], chat or ChatFormat(), family=family)[0]
 
 
 def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     questions = [QUESTION, "Кто? 誰", QUESTION]
-    encoded = [encode_prompt(tokenizer, one, ChatFormat(), family="qwen2") for one in questions]
+    encoded = encode_prompts(tokenizer, questions, ChatFormat(), family="qwen2")
     texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
     assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
     brief = ChatFormat(system_prompt="Be brief.")
@@ -84,15 +84,15 @@ def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: 
         )
     own, published = ChatFormat(), ChatFormat(template=PUBLISHED)
     for chat, has_one in ((own, written > 0), (published, adds_itself)):
-        ids = encode_prompt(changed, "pay", chat, family="qwen2")
+        ids = encode_prompts(changed, ["pay"], chat, family="qwen2")[0]
         assert list(ids).count(1) == has_one
         assert (ids[0] == 1) == has_one
     asked = ChatFormat.from_option("published-eval", None)
-    fitted = list(encode_prompt(changed, "pay", asked.of_fit, family="qwen2"))
+    fitted = list(encode_prompts(changed, ["pay"], asked.of_fit, family="qwen2")[0])
     assert fitted == list(ids)
     # As that code's evaluation: decoded with its special tokens, and encoded with them again.
     published = changed(changed.decode(fitted))["input_ids"]
-    assert list(encode_prompt(changed, "pay", asked, family="qwen2")) == published
+    assert list(encode_prompts(changed, ["pay"], asked, family="qwen2")[0]) == published
     assert published.count(1) == 2 * adds_itself
 
 
@@ -148,6 +148,33 @@ def test_a_template_that_fails_says_why_and_one_may_come_from_a_file(
     for other in (file, tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
             ChatFormat.from_option(str(other), None)
+
+
+@pytest.mark.parametrize(
+    ("bomb", "message"),
+    [
+        ("{{ 'A' * 2000000000 }}", "takes more than 1024 MiB of memory"),
+        ("{% set n = namespace(t='A') %}{% for i in range(40) %}{% set n.t = n.t * 2 %}{% endfor %}"
+         "{{ n.t }}", "takes more than 1024 MiB of memory"),
+        ("{{ 'A' * 5000000 }}", "a prompt would have 5,000,0.. characters"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+         "takes more than 1 s"),
+        ("{% if messages[0].content == 'second' %}{{ 9 ** (9 ** 9) }}{% endif %}",
+         "takes more than 1 s"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "maximum recursion depth"),
+        ("{{ messages.append(1) }}", "access to attribute 'append' .* is unsafe"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "'__class__' .* is unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader for this environment"),
+    ],
+)  # fmt: skip
+def test_a_template_has_limits_of_time_and_memory_and_reaches_nothing(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, bomb: str, message: str
+) -> None:
+    monkeypatch.setattr("lunar_tune.models.chat._SECONDS", 1)
+    hostile = with_template(tokenizer, bomb + BARE)
+    with pytest.raises(ModelError, match=f"the chat template of .*{message}"):
+        encode_prompts(hostile, ["first", "second"], ChatFormat(), family="qwen2")
+    assert end_of_turn(hostile, ChatFormat(), (2,)) == 2
 
 
 def test_an_answer_ends_with_what_the_template_writes_after_it(tokenizer: Tokenizer) -> None:

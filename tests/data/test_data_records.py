@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -42,14 +43,19 @@ def written(folder: Path, content: object, name: str = "data.json") -> Path:
     return path
 
 
-def test_a_file_that_does_not_end_is_read_to_the_limit_only(
+def test_devices_and_pipes_are_refused_and_long_files_read_to_the_limit_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device has no size that could be looked at first."""
     (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("zeros.json", "pipe.json"):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(it is a device or a pipe"):
+            read_records(tmp_path / name)
+    with (tmp_path / "sparse.json").open("wb") as file:
+        file.truncate(2**40)
     monkeypatch.setattr("lunar_tune.data.records._MAX_FILE_BYTES", 2**20)
-    with pytest.raises(DataError, match=r"zeros\.json: is longer than 1 MiB"):
-        read_records(tmp_path / "zeros.json")
+    with pytest.raises(DataError, match=r"sparse\.json: is longer than 1 MiB"):
+        read_records(tmp_path / "sparse.json")
 
 
 def test_order_and_marks_are_kept_out_of_rows_and_other_fields_ignored(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Calls of what a stranger wrote, in a child process that may take so much time and memory."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import psutil
+
+MEMORY: Final = 2**30  # bytes beyond those of this process
+
+
+def bounded(call: Callable[[], Any], *, seconds: int) -> Any:
+    """Return what a call gives, plain values for JSON, or raise a RuntimeError with the reason.
+
+    The child is a fork, so the call sees all that is loaded; it must not use a device or threads.
+    It may take `seconds` of one core, whatever else the machine does, and `MEMORY`. Other systems
+    than Linux do not keep such limits: there the call runs in this process.
+    """
+    if sys.platform != "linux":
+        try:
+            return call()
+        except Exception as error:
+            raise RuntimeError(str(error)) from error
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(call, seconds, sending), daemon=True)
+    with warnings.catch_warnings(), receiving:
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there may be threads
+        child.start()
+        sending.close()
+        try:
+            content = receiving.recv_bytes()
+        except EOFError:
+            content = b""
+        finally:
+            child.kill()  # it has sent all that it had, or we were interrupted
+            child.join()
+    if not content:
+        slow = child.exitcode == -signal.SIGXCPU
+        what = f"{seconds} s" if slow else f"{MEMORY >> 20} MiB of memory"
+        raise RuntimeError(f"it takes more than {what}")
+    error, value = json.loads(content)
+    if error:
+        raise RuntimeError(error)
+    return value
+
+
+def _run(call: Callable[[], Any], seconds: int, sending: Connection) -> None:
+    """Send, from the child, the call's error, empty if there is none, and its value."""
+    import resource
+
+    bounds = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_AS: psutil.Process().memory_info().vms + MEMORY,
+        resource.RLIMIT_CORE: 0,
+    }
+    try:
+        for kind, most in bounds.items():
+            hard = resource.getrlimit(kind)[1]
+            soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (soft, hard))
+        try:
+            said = "", call()
+        except MemoryError:
+            return
+        except BaseException as error:
+            said = str(error) or type(error).__name__, None
+        sending.send_bytes(json.dumps(said).encode())
+    finally:
+        os._exit(0)  # nothing is written or put away twice
