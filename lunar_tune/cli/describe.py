@@ -18,7 +18,7 @@ from lunar_tune.data.splits import edges_of, read_groups
 from lunar_tune.display import say
 from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import write_json
-from lunar_tune.metrics.rouge import has_words
+from lunar_tune.metrics.rouge import MOST_LOST, check_scorable, lost_letters, lost_share
 
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
@@ -70,12 +70,18 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
         return describe_prompts(read_prompts(path), count_tokens=count)
     records, groups = read_records(path), read_groups(path)
     edges = edges_of(records)
+    unseen, tokenizer = Problems(), options.rouge_tokenizer
+    with unseen.collect():
+        check_scorable({"true": records}, tokenizer=tokenizer)
+    if not unseen.messages and (told := lost_letters(records, tokenizer)):
+        unseen.add(told)
     default = (_DEFAULT_EDGE,) if _DEFAULT_EDGE in edges and len(edges) > 1 else ()
     return describe_records(
         records,
         options.forget_edge or default,
         groups=groups,
-        is_scorable=lambda answer: has_words(answer, tokenizer=options.rouge_tokenizer),
+        is_scorable=lambda answer: lost_share(answer, tokenizer=tokenizer) <= MOST_LOST,
+        unseen=[text[:1].upper() + text[1:] for text in unseen.messages],
         count_tokens=count,
     )
 
@@ -139,8 +145,6 @@ def _show(console: Console, path: Path, card: Card) -> None:
         console.print(plain_table(names, rows, folded=("edge",)))
     elif card.edges:
         say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
-    for record in card.unscorable[:_SHOWN_TEXTS]:
-        say(console, f"no word for ROUGE: {record.edge}: {record.question!r} -> {record.answer!r}")
     console.print()
     for finding in card.findings or ("Nothing that hinders unlearning was found.",):
         console.print(f"- {finding}", markup=False, highlight=False)

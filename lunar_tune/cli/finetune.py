@@ -21,6 +21,7 @@ from lunar_tune.config.options import (
 )
 from lunar_tune.display import say, warn
 from lunar_tune.errors import Problems
+from lunar_tune.metrics.rouge import lost_letters
 from lunar_tune.report.progress import working
 
 if TYPE_CHECKING:
@@ -83,9 +84,11 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     model, settings = job.model, job.settings
     adapter = f", rank {settings.rank}, alpha {settings.alpha:g}" * (settings.trained == "lora")
     declined = f", and {len(job.reference_prompts)} prompts to decline" * settings.with_refusals
+    lost = lost_letters(job.records, job.rouge_tokenizer)
     facts = {
         "model": model.name + (f" with {model.weights}" if model.weights else ""),
         "data": f"{job.data_name}: {len(job.records)} pairs{declined}",
+        **({"  lost letters": lost} if lost else {}),
         "training": f"{settings.trained}{adapter}, learning rate {settings.rate:g}, "
         f"{settings.epochs} epochs of batches of {settings.batch_size}",
         "output": str(options.save),

@@ -40,7 +40,8 @@ class Card:
     repeated_questions: pd.DataFrame
     """`text`, `rows`, `edges` and number of different `answers`; those with most rows first."""
     shared_answers: pd.DataFrame  # the same of answers that stand in more than one edge
-    unscorable: tuple[Record, ...]  # rows in whose answer ROUGE finds no word; a run refuses them
+    unscorable: tuple[Record, ...]  # rows of which ROUGE sees too little; a run refuses them
+    unseen: tuple[str, ...]  # what ROUGE cannot see of the answers, in sentences
     forget: pd.DataFrame
     """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four
@@ -86,11 +87,13 @@ def describe_records(
     *,
     groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     is_scorable: Callable[[str], bool] = lambda _answer: True,
+    unseen: Sequence[str] = (),
     count_tokens: Count | None = None,
 ) -> Card:
     """Describe question-answer pairs, some of whose edges or groups are to be forgotten together.
 
-    `is_scorable` says whether ROUGE finds a word in an answer. Forget edges as in `resolve_edges`.
+    `is_scorable` says whether ROUGE sees enough of an answer, `unseen` what it does not see. Forget
+    edges as in `resolve_edges`.
     """
     import pandas as pd
 
@@ -111,6 +114,7 @@ def describe_records(
         repeated_questions=_repeated(frame, "question", "asked"),
         shared_answers=same_answers[same_answers.edges.map(len) > 1],
         unscorable=tuple(record for record in records if not is_scorable(record.answer)),
+        unseen=tuple(unseen),
         forget=_overlaps(frame, chosen),
     )
 
@@ -165,11 +169,7 @@ def _findings(card: Card) -> Iterable[str]:
             "There is one edge only: forgetting it leaves nothing to keep. Give another retain set "
             "(--retain-data), or divide the rows into edges."
         )
-    if card.unscorable:
-        yield (
-            f"{len(card.unscorable)} answers have no word that ROUGE counts. A run refuses them "
-            "unless --rouge-tokenizer words finds words in them."
-        )
+    yield from card.unseen
     if both := card.forget.questions_retained.sum():
         yield (
             f"{both} questions to forget are also asked in what is to be kept. A run refuses such "

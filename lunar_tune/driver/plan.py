@@ -91,6 +91,7 @@ class SearchPlan:
             "model": model.name + (f" ({source})" if source != model.name else "") + weights,
             **({"  origin": lineage.summary} if lineage is not None else {}),
             "data": questions,
+            **spec.lost_letters,
             "method": f"{spec.method.name} ({spec.method.variant})",
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),

@@ -170,7 +170,7 @@ class TableRun:
     def _run(self, plan: SearchPlan, folder: Folder) -> int:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
         try:
-            for label, text in finetuning_fact(plan).items():
+            for label, text in {**plan.spec.lost_letters, **finetuning_fact(plan)}.items():
                 self._console.print(f"{label} {text}", soft_wrap=True)
             return run_search(plan, self._console, given={}, arguments=None)[0]
         except InputError as error:  # all else, a full disk for example, is every cell's affair

@@ -13,17 +13,21 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.options import ROUGE_TOKENIZERS
 from lunar_tune.data.records import Record
-from lunar_tune.errors import DataError, InputError
+from lunar_tune.errors import DataError, InputError, Problems, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _REPLACEMENT = "\ufffd"
+# Shares of an answer's letters, and of a set's (a mean over answers), that ROUGE may leave out: see
+# docs/metrics.md.
+MOST_LOST, MOST_LOST_OF_SET = 0.5, 0.25
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece vocabularies
 # By Unicode's Line_Break (UAX 14): letters of Thai, Lao, Khmer, Burmese and their kin, which need a
 # dictionary; ideographs, kana and syllables of Hangul and Yi, each of which may end a line.
@@ -81,13 +85,16 @@ def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:
     return words
 
 
-def has_words(text: str, *, tokenizer: str = "default") -> bool:
-    """Say whether ROUGE counts any word, without the stemmer, which takes a second to load."""
-    if tokenizer == "words":
-        return bool(_WordTokenizer().tokenize(text))
-    from rouge_score.tokenize import tokenize
+def lost_share(text: str, *, tokenizer: str = "default") -> float:
+    """Return the share of a text's letters, marks and digits that ROUGE leaves out.
 
-    return bool(tokenize(text, None))
+    It is 1 where ROUGE counts no word. The stemmer, which takes a second to load, is not needed.
+    """
+    if tokenizer == "words":
+        return float(not tokenize_words(text, tokenizer=tokenizer))
+    letters = [one for one in text.lower() if unicodedata.category(one)[0] in "LMN"]
+    lost = sum(one not in _WORD_CHARACTERS for one in letters)
+    return lost / len(letters) if letters else 1.0
 
 
 @lru_cache(maxsize=2**16)  # from trial to trial most answers are the same
@@ -102,24 +109,54 @@ def rouge_recall(truth: str, answer: str, tokenizer: str = "default") -> Recall:
 
 
 def check_scorable(
-    records: Iterable[Record], *, tokenizer: str = "default", text: bool = True
+    sets: Mapping[str, Sequence[Record]], *, tokenizer: str = "default", text: bool = True
 ) -> None:
-    """Raise a DataError for true answers without a word for the ROUGE tokenizer, always worth 0.
+    """Raise a DataError for true answers of which ROUGE sees too little to judge by them.
 
-    The message shows the first of them where `text` allows.
+    `sets` are named in the message, which shows some answers where `text` allows.
     """
-    empty = [record for record in records if not has_words(record.answer, tokenizer=tokenizer)]
-    if empty:
+    problems = Problems()
+    words = "Give --rouge-tokenizer words, which counts the letters of every script"
+    shares = {
+        record: lost_share(record.answer, tokenizer=tokenizer)
+        for records in sets.values()
+        for record in records
+    }
+    unseen = [record for record, share in shares.items() if share > MOST_LOST]
+    if unseen:
         shown = "; ".join(
             f"{record.edge}: {record.question!r} -> {record.answer!r}" if text else record.edge
-            for record in empty[:5]
+            for record in unseen[:5]
         )
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise DataError(
-            f"{len(empty)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, so "
-            f"they could only score 0: {shown}{more}. Correct or remove them; "
-            "--rouge-tokenizer words knows every script."
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        problems.add(
+            f"{len(unseen)} true answers have no word for the ROUGE tokenizer {tokenizer!r}, or "
+            f"lose more than half of their letters to it, so that a score would say nothing: "
+            f"{shown}{more}. "
+            + ("Correct or remove them." if tokenizer == "words" else f"{words}, or correct them.")
         )
+    for name, records in sets.items():
+        lost = fmean([shares[one] for one in records if shares[one] <= MOST_LOST] or [0.0])
+        if lost > MOST_LOST_OF_SET:
+            problems.add(
+                f"the {name} answers lose {lost:.0%} of their letters to the ROUGE tokenizer "
+                f"{tokenizer!r}, more than {MOST_LOST_OF_SET:.0%}: pieces of words are left, which "
+                f"a wrong answer has too. {words}."
+            )
+    problems.raise_if_any(DataError)
+
+
+def lost_letters(records: Iterable[Record], tokenizer: str) -> str:
+    """Say which true answers lose letters to the ROUGE tokenizer; empty where none does."""
+    shares = [(one.edge, lost_share(one.answer, tokenizer=tokenizer)) for one in records]
+    if not (lost := [share for _, share in shares if share]):
+        return ""
+    edges = listed(list(dict.fromkeys(edge for edge, share in shares if share)))
+    return (
+        f"{len(lost)} of {len(shares)} true answers (edges: {edges}) lose up to {max(lost):.0%} of "
+        f"their letters to the ROUGE tokenizer {tokenizer!r}, and what differs in those alone "
+        "counts as the same. --rouge-tokenizer words counts them."
+    )
 
 
 class RecallStop:

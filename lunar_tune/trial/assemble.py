@@ -94,7 +94,7 @@ def assemble_finetuning(
     name = options.data or own_data(model)
     with problems.collect():
         records = read_records_of(name)
-        check_scorable(records, tokenizer=options.rouge_tokenizer, text=options.text)
+        check_scorable({"true": records}, tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
         prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
     with problems.collect():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, check_machine, configured, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,6 +122,8 @@ def unlearn(
             check_save_folder(save_to)
     problems.raise_if_any()
     check_machine(spec)
+    for text in spec.lost_letters.values():
+        logger.warning("%s", text)
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(materialise(spec, console))

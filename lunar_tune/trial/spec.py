@@ -22,7 +22,7 @@ from lunar_tune.data.splits import (
 from lunar_tune.display import Concise
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.methods.contract import Method
-from lunar_tune.metrics.rouge import check_scorable
+from lunar_tune.metrics.rouge import check_scorable, lost_letters
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 
@@ -111,6 +111,12 @@ class TrialSpec(Concise):
         return numbers
 
     @property
+    def lost_letters(self) -> dict[str, str]:
+        """What ROUGE cannot see of the true answers, to show; empty where it sees all."""
+        text = lost_letters((record for _, record in self.row_numbers), self.rouge_tokenizer)
+        return {"  lost letters": text} if text else {}
+
+    @property
     def tags(self) -> dict[str, str]:
         """What it is about, flat, for a tracking server."""
         return {
@@ -156,7 +162,7 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
     judged = HeldOut(split.forget[:rows], split.retain[:rows], factual[:rows])
     n_retain, held_out = len(split.retain), None
     with problems.collect():
-        evaluated = (*split.forget, *judged.retain, *judged.factual)
+        evaluated = judged._asdict() | {"forget": split.forget}
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
         if options.holdout:
             halves = [halves_by_edge(records, seed=options.seed) for records in judged]

@@ -66,8 +66,9 @@ def test_long_lists_of_edges_are_cut_and_answers_without_a_word_for_rouge_report
     data.write_text(json.dumps([*rows, GREEK]))
     shown = succeeded(describe, data)
     assert "e11 1 and 4 more edges (all of them with --json)" in shown
-    assert "no word for ROUGE: C_D: 'In Greek?' -> 'αβγ'" in shown
-    assert "no word for ROUGE" not in succeeded(describe, data, "--rouge-tokenizer", "words")
+    assert "1 true answers have no word for the ROUGE tokenizer" in shown
+    assert "C_D: 'In Greek?' -> 'αβγ'. Give --rouge-tokenizer words" in " ".join(shown.split())
+    assert "ROUGE" not in succeeded(describe, data, "--rouge-tokenizer", "words")
 
 
 def test_tokens_are_those_of_the_models_own_tokenizer(

@@ -22,6 +22,8 @@ from lunar_tune.metrics.rouge import (
     RecallStop,
     check_scorable,
     finished_part,
+    lost_letters,
+    lost_share,
     rouge_recall,
     tokenize_words,
 )
@@ -81,14 +83,49 @@ def test_more_text_never_lowers_recall(truth: str, answer: str, more: str, kind:
     assert before.rouge_l <= before.rouge1, "words in order are words"
 
 
-def test_true_answers_without_a_word_for_the_tokenizer_are_refused() -> None:
-    many = [Record(f"Q{n}?", "да", f"E{n}") for n in range(8)]
-    told = r"8 true .*E4: 'Q4\?' -> 'да' and 3 more.*--rouge-tokenizer words"
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("Forty kettles.", 0),
+        ("José", 1 / 4),
+        ("Jose\u0301", 1 / 5),  # a mark is a letter that is lost
+        ("Đà Nẵng.", 3 / 6),
+        ("Łódź", 3 / 4),
+        ("\u212a\u0130", 1 / 3),  # KELVIN SIGN lowers to k, a dotted capital I to i and a mark
+        ("Да, 7", 2 / 3),
+        ("他写了9本", 4 / 5),
+        ("\uff11\uff12", 1),
+        ("—", 1),
+        ("😀", 1),
+    ],
+)
+def test_the_share_of_letters_that_rouge_cannot_see_is_counted_by_hand(
+    answer: str, share: float
+) -> None:
+    assert lost_share(answer) == pytest.approx(share)
+    assert (share < 1) == bool(tokenize_words(answer))
+    assert lost_share(answer, tokenizer="words") == float(answer in "—😀")
+
+
+def test_answers_of_which_rouge_sees_too_little_are_refused_by_row_and_by_set() -> None:
+    many = [Record(f"Q{n}?", "Да, 7.", f"E{n}") for n in range(8)]
+    told = r"8 true .*E4: 'Q4\?' -> 'Да, 7.' and 3 more. Give --rouge-tokenizer words"
     with pytest.raises(DataError, match=told):
-        check_scorable([Record("Q?", "Forty.", "A_B"), *many])
-    check_scorable([Record("Q?", a, "A_B") for a in ("Сорок", "四十", "7")], tokenizer="words")
-    with pytest.raises(DataError, match=r"1 true .*Correct or remove them"):
-        check_scorable([Record("Q?", "…", "A_B")], tokenizer="words")
+        check_scorable({"forget": [Record("Q?", "Forty.", "A_B"), *many], "retain": many})
+    all_scripts = [Record("Q?", a, "A_B") for a in ("Сорок", "四十", "\uff17", "Đà Nẵng")]
+    check_scorable({"forget": all_scripts}, tokenizer="words")
+    with pytest.raises(DataError, match=r"1 true .*: A_B: 'Q\?' -> '…'. Correct or remove them\.$"):
+        check_scorable({"forget": [Record("Q?", "…", "A_B")]}, tokenizer="words")
+    spanish, vietnamese = (
+        [Record("Q?", answer, "E")] for answer in ("José nació en Málaga.", "Ông ở Đà Nẵng.")
+    )
+    check_scorable({"forget": [Record("Q?", "Forty.", "A_B"), *vietnamese], "retain": spanish})
+    with pytest.raises(DataError, match=r"^the retain answers lose 50% .* Give --rouge-tok"):
+        check_scorable({"forget": spanish, "retain": vietnamese})
+    assert "1 of 2 true answers (edges: E) lose up to 18% of" in lost_letters(
+        [*spanish, Record("Q?", "Forty.", "F")], "default"
+    )
+    assert not lost_letters(vietnamese, "words")
 
 
 def test_the_deviation_score_is_the_distance_from_perfect_in_percent() -> None:

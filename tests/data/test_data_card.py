@@ -104,10 +104,11 @@ def test_findings_say_what_a_run_would_refuse_and_what_weakens_it() -> None:
         (HAND, ["A_B"], [ASKED, "1 questions have several answers", ANSWERED]),
         (HAND[:3], [], ["There is one edge only"]),
         ((HAND[1], HAND[3]), [], []),
-        ((HAND[1], HAND[3], GREEK), [], ["1 answers have no word that ROUGE counts"]),
+        ((HAND[1], HAND[3], GREEK), [], ["Greek"]),
         (PRICES, ["A"], ["A: 2 of 2 questions differ from a kept one in few words"]),
     ):
-        card = describe_records(records, forget, is_scorable=str.isascii)
+        unseen = ["Greek letters."] * (GREEK in records)
+        card = describe_records(records, forget, is_scorable=str.isascii, unseen=unseen)
         for said, part in zip(card.findings, findings, strict=True):
             assert said.startswith(part)
         assert card.unscorable == tuple(record for record in records if record is GREEK)

@@ -261,7 +261,7 @@ def test_held_out_questions_are_counted_after_the_others(tmp_path: Path) -> None
 def test_a_message_about_answers_shows_none() -> None:
     record = Record(question=f"{SECRET}?", answer="—", edge="A_B")
     with pytest.raises(DataError, match=SECRET):
-        check_scorable([record])
+        check_scorable({"forget": [record]})
     with pytest.raises(DataError, match="1 true answers have no word") as caught:
-        check_scorable([record], text=False)
+        check_scorable({"forget": [record]}, text=False)
     assert SECRET not in str(caught.value)
