@@ -61,7 +61,8 @@ def train_epochs(
         settings: Epochs, batches and weight decay, which is of matrices alone.
         learning_rate: AdamW's, at the top of the schedule.
         seed: Orders the examples; nothing else here is random.
-        warmup_share: The share of the steps, 0 up to 1, in which the rate rises from zero.
+        warmup_share: The share of the steps, 0 up to 1, in which the rate rises from zero; a single
+            step at most, which would be taken at rate zero, is no warm-up.
         cosine: Whether it falls to zero along a cosine; else it falls linearly.
         beta2: AdamW's second moment decay.
         length_of: Puts examples of like length into one batch, so that little is padded.
@@ -79,6 +80,8 @@ def train_epochs(
         batches = _batches(examples(epoch), settings.batch_size, order, length_of)
         if epoch < len(history):
             continue
+        if warmup_share * settings.epochs * len(batches) <= 1:
+            warmup_share = 0.0
         model.train()
         losses = []
         for index, batch in enumerate(batches):

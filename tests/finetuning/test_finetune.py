@@ -244,3 +244,22 @@ def test_the_rate_follows_the_schedule() -> None:
         for progress, factor in ((0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)):
             found = scheduled(progress, warmup_share=0.1, cosine=cosine)
             assert found == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("steps", "moved"), [(1, 1), (2, 1 + 0.5), (20, 10.5), (40, 20)])
+def test_the_first_of_few_steps_is_taken_at_the_rate(steps: int, moved: float) -> None:
+    """With a constant gradient AdamW moves by the rate: 1, (1 - 1/2), ... to zero.
+
+    A twentieth of 40 steps are the warm-up 0, 1/2; then 38/38 ... 1/38, together 19.5.
+    """
+    weight = nn.Parameter(torch.zeros(1, 1))
+    model, settings = nn.ParameterList([weight]), TrainingSettings(epochs=steps, weight_decay=0.0)
+
+    def losses(_: object) -> torch.Tensor:
+        return weight.sum()
+
+    for _ in train_epochs(
+        model, lambda _: [0], losses, settings, learning_rate=0.01, warmup_share=0.05
+    ):
+        pass
+    assert -weight.item() / 0.01 == pytest.approx(moved, rel=1e-4)
