@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lunar_tune.config.fields import types_of
@@ -72,6 +73,8 @@ class Method(ABC):
     """What that setting may be; the first is the default."""
     parameters: tuple[str, ...]
     """Names of the parameters that a trial sets."""
+    usual: Mapping[str, float] = MappingProxyType({})
+    """Values of parameters that a single run may leave out; a search's space names all."""
     unused: frozenset[str] = frozenset()
     """Settings that the variant does not look at."""
     edits_one_layer: bool = False

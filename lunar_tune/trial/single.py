@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lunar_tune.config.options import RunOptions
-from lunar_tune.display import Summary
+from lunar_tune.display import Summary, say, warn
 from lunar_tune.errors import Problems
 from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import score_label
@@ -21,8 +20,6 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import assemble, check_machine, configured, known_depth, materialise
 from lunar_tune.trial.spec import TrialSpec
-
-logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,14 +99,16 @@ def unlearn(
     """Unlearn once and evaluate, with a `baseline` the base model too, or raise an InputError.
 
     `setting` has further parameters of the method, `save_to` is the folder of a checkpoint, the
-    console shows how `tiny` is built. A fit that fails, for example by divergence, is a TrialError.
+    console shows how `tiny` is built and what to know of the input. A fit that fails, for example
+    by divergence, is a TrialError.
     """
     problems, setting = problems or Problems(), setting or {}
     with problems.collect():
         spec = assemble(options)
     with problems.collect():
         method, fixed = configured(options)
-        setting = fixed | dict(setting)
+        given = fixed | dict(setting)
+        setting = dict(method.usual) | given
         method.check_parameters(setting)
     with problems.collect():
         # Layers that the model lacks, where its depth is known without the weights.
@@ -122,8 +121,11 @@ def unlearn(
             check_save_folder(save_to)
     problems.raise_if_any()
     check_machine(spec)
-    for text in spec.lost_letters.values():
-        logger.warning("%s", text)
+    if console is not None:
+        for text in spec.lost_letters.values():
+            warn(console, text)
+        for name in method.usual.keys() - given.keys():
+            say(console, f"{name} {method.usual[name]:g}, since none is given")
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(materialise(spec, console))

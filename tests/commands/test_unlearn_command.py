@@ -67,6 +67,9 @@ def test_the_closed_form_takes_a_ridge_and_quiet_shows_nothing(small: list[str])
     assert succeeded(*small, *arguments, "--json", "s.json", "--quiet") == ""
     document = json.loads(Path("s.json").read_text())
     assert (document["solver"], len(document["losses"])) == ("closed_form", 1)
+    shown = succeeded(*small, *arguments[:-1], "--json", "s.json")
+    assert "ridge 0.01, since none is given" in shown
+    assert json.loads(Path("s.json").read_text())["parameters"]["ridge"] == 0.01
 
 
 def test_a_setting_that_cannot_be_is_refused(small: list[str]) -> None:

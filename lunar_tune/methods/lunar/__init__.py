@@ -33,6 +33,8 @@ class LunarMethod(Method):
         self.unused = UNUSED[settings.solver]
         own = "ridge" if settings.solver == "closed_form" else "learning_rate"
         self.parameters = ("layer", "coefficient", own)
+        if own == "ridge":
+            self.usual = {own: 0.01}  # as in the shipped spaces: nothing is published
         # AdamW trains a whole matrix; the others add a product.
         self.adapter = "approximate" if settings.solver == "adamw" else "exact"
 
