@@ -35,6 +35,7 @@ COMMANDS = {
     "layers": "score the layers without training",
     "finetune": "teach a model the data of which it will forget a part",
     "describe": "show what a data file holds",
+    "models": "show the models that have a name",
     "fetch": "fetch published data sets",
     "cache": "show or empty the cache of activations",
 }

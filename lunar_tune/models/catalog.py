@@ -29,6 +29,8 @@ class CatalogEntry:
     hub_id: str | None  # of the instruction-tuned checkpoint; None for a model built on the spot
     n_layers: int  # number of decoder blocks
     billions: float  # parameters, in billions, as its model card states them
+    licence: str  # SPDX identifier, or the hub's name of a licence that has none
+    gated: bool = False  # whether the hub asks for an accepted licence first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +55,31 @@ class ModelSpec:
 
 CATALOG: Registry[CatalogEntry] = Registry("model", error_class=ModelError)
 
-for _name, _hub_id, _n_layers, _billions in (
-    (TINY, None, 4, 0.003),
-    ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", 28, 7.6),
-    ("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", 36, 3.1),
-    ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 28, 1.5),
-    ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 24, 0.5),
-    ("qwen2-7b", "Qwen/Qwen2-7B-Instruct", 28, 7.6),
-    ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 32, 8.0),
-    ("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 28, 3.2),
-    ("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 16, 1.2),
-    ("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", 32, 6.7),
-    ("gemma-7b", "google/gemma-7b-it", 28, 8.5),
-    ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 32, 7.2),
+for _name, *_entry in (
+    (TINY, None, 4, 0.003, "Apache-2.0"),
+    ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 30, 0.135, "Apache-2.0"),
+    ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 32, 0.36, "Apache-2.0"),
+    ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 1.7, "Apache-2.0"),
+    ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 28, 0.6, "Apache-2.0"),
+    ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 28, 1.7, "Apache-2.0"),
+    ("qwen3-4b", "Qwen/Qwen3-4B", 36, 4.0, "Apache-2.0"),
+    ("qwen3-8b", "Qwen/Qwen3-8B", 36, 8.2, "Apache-2.0"),
+    ("qwen2.5-14b", "Qwen/Qwen2.5-14B-Instruct", 48, 14.7, "Apache-2.0"),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", 28, 7.6, "Apache-2.0"),
+    ("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", 36, 3.1, "qwen-research"),
+    ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 28, 1.5, "Apache-2.0"),
+    ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 24, 0.5, "Apache-2.0"),
+    ("qwen2-7b", "Qwen/Qwen2-7B-Instruct", 28, 7.6, "Apache-2.0"),
+    ("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 32, 8.0, "llama3.1", True),
+    ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 32, 8.0, "llama3", True),
+    ("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 28, 3.2, "llama3.2", True),
+    ("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 16, 1.2, "llama3.2", True),
+    ("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", 32, 6.7, "llama2", True),
+    ("gemma-7b", "google/gemma-7b-it", 28, 8.5, "gemma", True),
+    ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 32, 7.2, "Apache-2.0"),
+    ("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct", 32, 3.8, "MIT"),
 ):
-    CATALOG.register(_name, CatalogEntry(_hub_id, _n_layers, _billions))
+    CATALOG.register(_name, CatalogEntry(*_entry))
 
 
 def resolve_model(name: str) -> ModelSpec:

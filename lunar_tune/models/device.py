@@ -175,6 +175,11 @@ def n_parameters(model: ModelSpec) -> float | None:
     return total or None
 
 
+def memory_needed(parameters: float, bytes_each: int) -> int:
+    """Return the bytes of a device that so many parameters and the work on them take."""
+    return int(parameters * bytes_each * (1 + WORKING_SHARE)) + WORKING_BYTES
+
+
 def check_fits(
     model: ModelSpec,
     *,
@@ -194,8 +199,7 @@ def check_fits(
     if device.type != "cuda" or parameters is None:
         return
     dtype = resolve_dtype(model.dtype, device)
-    weights = parameters * (TRAINED_BYTES if trained else dtype.itemsize)
-    need = int(weights * (1 + WORKING_SHARE)) + WORKING_BYTES
+    need = memory_needed(parameters, TRAINED_BYTES if trained else dtype.itemsize)
 
     def memory_of(number: int) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(number)

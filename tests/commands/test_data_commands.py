@@ -12,6 +12,7 @@ from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_li
 
 from lunar_tune.cli.describe import describe
 from lunar_tune.cli.fetch import fetch
+from lunar_tune.cli.models import models
 from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.splits import groups_file
 from lunar_tune.models.loading import LoadedModel
@@ -187,3 +188,12 @@ def test_the_script_hands_its_arguments_to_the_command() -> None:
     script = Path(__file__).parents[2] / "scripts" / "fetch_datasets"
     assert script.stat().st_mode & 0o111
     assert script.read_text().splitlines()[-1] == '.venv/bin/python -m lunar_tune.fetch "$@"'
+
+
+def test_models_are_listed_with_what_each_costs(tmp_path: Path) -> None:
+    """8 billion parameters of two bytes, a twentieth and half a GiB more: 16.1 GiB."""
+    lines = {line.split()[0]: line.split() for line in succeeded(models, columns=120).splitlines()}
+    assert lines["llama3.1-8b"][4:8] == ["16.1", "GiB", "llama3.1", "*"]
+    assert lines["qwen3-8b"][6:] == ["Apache-2.0", "Qwen/Qwen3-8B"]
+    succeeded(models, "--json", tmp_path / "models.json")
+    assert json.loads((tmp_path / "models.json").read_text())["smollm2-135m"]["n_layers"] == 30

@@ -32,7 +32,7 @@ FLOORS = (
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
 ENTRIES = {
     *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5"),
-    *("search", "unlearn", "export.__main__"),
+    *("search", "unlearn", "export.__main__", "models.__main__"),
 }
 GROUND, ENTRY_FLOOR = 0, len(FLOORS)
 MOST_LINES = 2750  # of one package: what somebody can come to know in a day
