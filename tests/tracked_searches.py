@@ -18,6 +18,7 @@ from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.study import Study
+from lunar_tune.tracking.places import FOLDER
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import sync
 
@@ -154,6 +155,7 @@ class Store:
         for run in [parent, *self.trials]:
             tags = dict(run.data.tags)
             assert tags.pop("mlflow.parentRunId", parent.info.run_id) == parent.info.run_id
+            tags.pop(FOLDER, None)
             tags = {name: text.replace(self.identity, "id") for name, text in tags.items()}
             found.append(
                 {

@@ -22,6 +22,7 @@ from lunar_tune.secrets import without_login, without_password
 
 if TYPE_CHECKING:
     from lunar_tune.report.results import SearchResults
+    from lunar_tune.study.stored_search import StoredSearch
     from lunar_tune.tracking.ui import View
 
 
@@ -123,18 +124,21 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
     """Bring the store up to date, and return the views that are kept there."""
     from lunar_tune.driver.persistence import alone
     from lunar_tune.report.results import short_report
-    from lunar_tune.tracking.store import opened_store
-    from lunar_tune.tracking.sync import shown, sync
+    from lunar_tune.tracking.store import bring_artifacts, opened_store
+    from lunar_tune.tracking.sync import claimed, shown, sync
     from lunar_tune.tracking.ui import keep_views
 
     found, problems = [], Problems()
+    bring_artifacts(uri)
     with opened_store(uri) as client:
         for one in results:
+            mine: StoredSearch = one
             # A search that runs writes its runs itself; the folder and the store may be another
             # user's, to be read alone.
             with suppress(InputError, OSError), alone(one.folder), opened_store(uri) as writing:
-                sync(one, writing, note=short_report(one))
-            if (runs := shown(client, one)) is not None:
+                mine = claimed(one, writing)
+                sync(mine, writing, note=short_report(one))
+            if (runs := shown(client, mine)) is not None:
                 found.append(runs)
             else:
                 problems.add(

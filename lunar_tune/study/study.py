@@ -202,14 +202,13 @@ class StoredStudy(Concise):
         if not path.is_file():
             return cls()
         try:
-            storage = JournalStorage(_Journal(path))
-            names = optuna.get_all_study_names(storage)
-            if not names:
+            studies = _studies(path)
+            if not studies:
                 return cls()
-            study = optuna.load_study(study_name=names[0], storage=storage)
-            kept = study.user_attrs.get(FORMAT_NOTE, 1)
-            if kept == FORMAT or not study.user_attrs:  # it was killed as it was made
-                return cls.of(study)
+            kept = studies[0].user_attrs.get(FORMAT_NOTE, 1)
+            is_whole = kept == FORMAT or not studies[0].user_attrs  # it was killed as it was made
+            if is_whole and len(studies) == 1:
+                return cls.of(studies[0])
         except OSError:
             raise
         except Exception as error:  # Optuna trusts the lines and stumbles over them in any way
@@ -218,6 +217,13 @@ class StoredStudy(Concise):
                 f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
                 f"{reason}). Restore the file from a copy, or name another search."
             ) from error
+        if is_whole:
+            names = ", ".join(study.study_name for study in studies)
+            raise InputError(
+                f"{path}: has {len(studies)} studies ({names}), and a search is one: their trials "
+                "have the same numbers, so nobody can tell whose answers are in the folder. "
+                "Restore the folder from a copy, or start a new search."
+            )
         raise InputError(
             f"{path.parent}: was begun by another version of lunar-tune, which keeps searches in "
             f"another format ({kept}, here {FORMAT}). Read and resume it with that version, or "
@@ -291,6 +297,18 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
         ended=trial.datetime_complete,
         **told,
     )
+
+
+def keep_note(path: Path, key: str, value: Any) -> None:
+    """Keep a fact of a search that is on disk, as `Study.note` does."""
+    _studies(path)[0].set_user_attr(key, value)
+
+
+def _studies(path: Path) -> list[optuna.Study]:
+    """Return the studies of a journal."""
+    storage = JournalStorage(_Journal(path))
+    names = optuna.get_all_study_names(storage)
+    return [optuna.load_study(study_name=name, storage=storage) for name in names]
 
 
 class _Journal(JournalFileBackend):

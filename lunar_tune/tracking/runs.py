@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.files import uninterrupted
 from lunar_tune.study.folder import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.tracking.places import FOLDER, Place
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric, Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 SEARCH, TRIAL_OF = "lunar_tune.search", "lunar_tune.trial_of"
 """Tags that tell a search's run, and those of its trials, by the identity that its study keeps."""
@@ -103,6 +106,8 @@ def bring(
         run_name=content.name,
     )
     run_id, known = run.info.run_id, run.data.params  # MLflow lets no parameter change
+    if run.info.run_name != content.name:  # of a folder that was renamed
+        client.update_run(run_id, name=content.name)
     if run.info.status != content.status and content.status == "RUNNING":
         client.update_run(run_id, status=content.status)
     elif run.info.status != content.status:
@@ -117,7 +122,7 @@ def bring(
         tags=[RunTag(name, text) for name, text in tags.items()],
     )
     if run.data.tags.get(DIGEST, "").split(" ")[0] != content.digest.split(" ")[0]:
-        _keep(client, run_id, content)
+        _keep(client, run, content)
     client.set_tag(run_id, DIGEST, content.digest)
     return run
 
@@ -139,7 +144,15 @@ def _metrics(run: Run, points: Mapping[str, Curve]) -> list[Metric]:
     return metrics
 
 
-def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
+def artifacts_of(client: MlflowClient, run: Run) -> ArtifactRepository:
+    """Return where a run's artifacts are now; a client keeps the places that it has seen."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    place: str = run.info.artifact_uri
+    return get_artifact_repository(place, tracking_uri=client.tracking_uri)
+
+
+def _keep(client: MlflowClient, run: Run, content: RunContent) -> None:
     """Write data sets and artifacts; twice is the same as once."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
@@ -155,14 +168,18 @@ def _keep(client: MlflowClient, run_id: str, content: RunContent) -> None:
         )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
     if inputs:
-        client.log_inputs(run_id, inputs)
+        client.log_inputs(run.info.run_id, inputs)
     try:
+        artifacts = artifacts_of(client, run)
         for place, file in content.files.items():
-            client.log_artifact(run_id, str(file), place.rpartition("/")[0] or None)
-        for place, table in content.tables.items():
-            # As MLflow's `log_table` writes it, which would append to one that is there.
-            columns = _answers(table) if isinstance(table, Path) else table
-            client.log_text(run_id, json.dumps(columns, ensure_ascii=False), place)
+            artifacts.log_artifact(str(file), place.rpartition("/")[0] or None)
+        with TemporaryDirectory() as folder:
+            for place, table in content.tables.items():
+                # As MLflow's `log_table` writes it, which would append to one that is there.
+                columns = _answers(table) if isinstance(table, Path) else table
+                file = Path(folder) / place
+                file.write_text(json.dumps(columns, ensure_ascii=False), encoding="utf-8")
+                artifacts.log_artifact(str(file))
     except Exception as error:  # of an artifact store's library: anything
         raise MlflowException(f"an artifact cannot be written: {error}") from error
 
@@ -176,8 +193,10 @@ def shown_scores(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if not name.endswith("_rows")}
 
 
-def search_content(search: StoredSearch, note: str | None, status: str | None) -> RunContent:
-    """Return what the search's run says."""
+def search_content(
+    search: StoredSearch, uri: str, note: str | None, status: str | None
+) -> RunContent:
+    """Return what the search's run says in the store at a URI."""
     notes, folder = search.study.notes, search.folder
     about, best, scores = notes["description"], search.best, search.confirmed or {}
     status = status or notes.get("status", "KILLED")
@@ -185,6 +204,7 @@ def search_content(search: StoredSearch, note: str | None, status: str | None) -
     numbers["num_trials"] = about["num_trials"]
     tags = {SEARCH: notes["mlflow"]["id"], "search": folder.name, **notes["tags"]}
     tags |= notes["mlflow"]["origin"] | about["lineage"]
+    tags[FOLDER] = Place.of(folder.path, uri).tag
     if best is not None or status != "RUNNING":
         feasible = best is not None and search.goal.is_kept(scores)
         # A search that goes on may find a better one, and MLflow lets no parameter change.

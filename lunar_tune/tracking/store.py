@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import url2pathname
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 _SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
+_ARTIFACTS = "mlartifacts"  # the folder of a sqlite store's artifacts, beside it
+_ADDRESSES = (  # where a store of MLflow 3 keeps addresses of artifacts, by table and column
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri")),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
 _RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
@@ -64,8 +69,14 @@ def with_password(kept: str, search: str) -> str:
 
 
 def store_of(search: StoredSearch, given: str | None = None) -> str:
-    """Return the URI of a search's store, moved with it or `given`, or raise an InputError."""
+    """Return the URI of a search's store, moved with it or `given`, or raise an InputError.
+
+    One that was told of none has that of the folder that it lies in now.
+    """
     uri: str = given or search.study.notes["mlflow"]["uri"]
+    with suppress(InputError):  # a configuration that cannot be read
+        if given is None and search.config.search.tracking_uri is None:
+            uri = default_tracking_uri(search.folder.path.parent)
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         if given is not None:
@@ -144,6 +155,7 @@ def look_at(uri: str, experiment: str) -> str:
             except sqlite3.Error as error:
                 raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
             uri = f"{_SQLITE}{copy}"
+            bring_artifacts(uri, file.parent)
         with opened_store(uri) as client:
             if (found := client.get_experiment_by_name(experiment)) is not None:
                 open_experiment(client, experiment)
@@ -177,6 +189,36 @@ def open_experiment(client: MlflowClient, name: str) -> Experiment:
     return experiment
 
 
+def bring_artifacts(uri: str, folder: Path | None = None) -> None:
+    """Let a sqlite store that was moved or copied know the artifacts that came with it.
+
+    MLflow keeps whole addresses of them, and would write to the old place for ever. Changed are
+    those below the folder that `find_experiment` has named, where one lies beside the store now, in
+    its `folder` (that of its file unless given). A store of another make is left as it is.
+    """
+    file = sqlite_file(uri)
+    if file is None or not file.is_file():
+        return
+    here = ((folder or file.parent) / _ARTIFACTS).resolve()
+    if not here.is_dir():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database, database:
+        named = database.execute(
+            "select distinct artifact_location from experiments join experiment_tags using "
+            "(experiment_id) where key = 'mlflow.note.content' and value = ?",
+            (_EXPERIMENT_TAGS["mlflow.note.content"],),
+        )
+        for (old,) in named.fetchall():
+            if old == here.as_uri() or not old.endswith(f"/{_ARTIFACTS}"):
+                continue
+            for table, column in _ADDRESSES:
+                database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
+                    f"where {column} = ? or substr({column}, 1, ?) = ?",
+                    (here.as_uri(), len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
+
+
 def find_experiment(client: MlflowClient, name: str) -> Experiment:
     """Return an experiment, made if missing; one that was deleted is returned as such."""
     from mlflow.exceptions import MlflowException
@@ -185,7 +227,7 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment:
         return found
     # MLflow would put the artifacts of a sqlite store into the current folder.
     file = sqlite_file(client.tracking_uri)
-    place = (file.parent / "mlartifacts").resolve().as_uri() if file is not None else None
+    place = (file.parent / _ARTIFACTS).resolve().as_uri() if file is not None else None
     try:
         client.create_experiment(name, artifact_location=place, tags=dict(_EXPERIMENT_TAGS))
     except MlflowException:

@@ -6,6 +6,7 @@ exported model as a version in the registry.
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import importlib.metadata
 import itertools
@@ -24,7 +25,8 @@ from lunar_tune import __version__
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.tracking import runs, store
+from lunar_tune.study.study import keep_note
+from lunar_tune.tracking import places, runs, store
 from lunar_tune.tracking.ui import Shown, keep_lists
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Tracker:
         self.uri, self.experiment = store.with_password(uri, name), experiment
         self._away_until = 0.0  # it has never failed
         self._has_all = False
+        store.bring_artifacts(self.uri)
         with store.opened_store(self.uri) as client:
             store.open_experiment(client, experiment)
 
@@ -68,8 +71,10 @@ class Tracker:
         """
 
         def write(client: MlflowClient) -> None:
-            sync(search, client, note=note, status=status, trial=trial)
-            if status is None and (found := shown(client, search)) is not None:
+            # One that has all its runs has an identity of its own.
+            mine = search if self._has_all else claimed(search, client)
+            sync(mine, client, note=note, status=status, trial=trial)
+            if status is None and (found := shown(client, mine)) is not None:
                 keep_lists(client, found.parent.info.experiment_id, [found])
 
         if status == "RUNNING" and time.monotonic() < self._away_until:
@@ -139,12 +144,13 @@ def sync(
 ) -> Run:
     """Make MLflow's runs say what a search's study says; what is right is not written again.
 
-    It is for the process that holds the search's lock. Without a note in Markdown the search's run
-    keeps the one that it has; without a status it takes the one with which the search ended. With a
-    trial's number only the search's run and that trial's are looked at.
+    It is for the process that holds the lock of a search, which is `claimed`. Without a note in
+    Markdown the search's run keeps the one that it has; without a status it takes the one with
+    which the search ended. With a trial's number only its run and the search's are looked at.
     """
     experiment, found, by_trial = _runs_of(client, search, trial)
-    parent = runs.bring(client, experiment, found, runs.search_content(search, note, status))
+    about = runs.search_content(search, client.tracking_uri, note, status)
+    parent = runs.bring(client, experiment, found, about)
     for row in search.rows:
         if row.state != RUNNING and trial in (None, row.number):
             content = runs.trial_content(search, row, parent.info.run_id)
@@ -152,6 +158,29 @@ def sync(
     for run in itertools.chain.from_iterable(by_trial.values()):  # of no trial that has ended
         client.delete_run(run.info.run_id)
     return parent
+
+
+def claimed(search: StoredSearch, client: MlflowClient) -> StoredSearch:
+    """Return a search whose runs are its folder's own: that of a copy has a new identity.
+
+    The runs that a store has of its identity are left to the original, and a word says so.
+    """
+    _, found, by_trial = _runs_of(client, search)
+    folder, notes, uri = search.folder, search.study.notes, client.tracking_uri
+    run = next(itertools.chain(found, *by_trial.values()), None)
+    if run is None:
+        return search
+    owner, here = places.other_owner(run, folder, notes["mlflow"]["id"], uri), folder.path
+    if owner is None:
+        if run.data.tags.get(places.FOLDER, tag := places.Place.of(here, uri).tag) != tag:
+            logger.warning("%s was moved or renamed: its runs in MLflow go on", here)
+        return search
+    told = "%s is a copy of %s, whose runs in MLflow are left alone: it gets its own"
+    logger.warning(told, here, owner)
+    place = {**notes["mlflow"], "id": uuid.uuid4().hex}
+    keep_note(folder.journal, "mlflow", place)
+    study = dataclasses.replace(search.study, notes={**notes, "mlflow": place})
+    return dataclasses.replace(search, study=study)
 
 
 def remove(search: StoredSearch, client: MlflowClient) -> None:
@@ -230,9 +259,12 @@ def register_model(
         "format": form,
     }
     place = f"model/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
-    with store.opened_store(store.store_of(search, tracking_uri)) as client:
+    uri = store.store_of(search, tracking_uri)
+    store.bring_artifacts(uri)
+    with store.opened_store(uri) as client:
+        search = claimed(search, client)
         run = next(iter(_runs_of(client, search)[1]), None) or sync(search, client)
-        client.log_artifacts(run.info.run_id, str(folder), place)
+        runs.artifacts_of(client, run).log_artifacts(str(folder), place)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description="Unlearned by lunar-tune.")
         # A server takes no source but a place among the run's own files.
