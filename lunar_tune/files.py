@@ -141,6 +141,28 @@ def read_settings(path: Path) -> bytes:
     return content
 
 
+def decoded(
+    content: bytes, source: object, *, error_class: type[InputError] = InputError
+) -> tuple[str, str]:
+    r"""Return the text of a file, its lines' ends as \n, and its encoding, or raise `error_class`.
+
+    That is UTF-8, or what a byte order mark or the zeros of UTF-16 and UTF-32 say; no other can be
+    told for certain.
+    """
+    encoding = json.detect_encoding(content)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = content[error.start : error.start + 1]
+        perhaps = f" (in Windows-1252 that is {byte.decode('cp1252', 'replace')})"
+        raise error_class(
+            f"{source}: is not {encoding.removesuffix('-sig').upper()}: byte 0x{byte.hex()} at "
+            f"offset {error.start}{perhaps}; turn it with iconv -f WINDOWS-1252 -t UTF-8, or from "
+            "the encoding that it has"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding.removesuffix("-sig")
+
+
 @contextmanager
 def replacing(path: Path, *, cached: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` if nothing is raised.

@@ -171,7 +171,8 @@ class Command:
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
         has_text = default not in (None, (), False, True)
         several = "tuple" in str(kind)
-        metavar = f"{said.metavar} …" if several and not said.commas else said.metavar
+        has_more = "…" in str(said.metavar)
+        metavar = f"{said.metavar} …" if several and not has_more else said.metavar
         parameter = Parameter(
             name=None if said.positional else flag,
             help=help_of(self.options, name),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +30,7 @@ class DescribeOptions(CommonOptions):
 
     data: str = option(MISSING, group=DATA, positional=True)
     """A shipped or fetched name, or a file."""
+    edge: str | None = same_option(RunOptions, "edge", common=True)
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
     """Edges or groups that are to be forgotten. Default: A_B, if there is one."""
     model: str | None = same_option(RunOptions, "model", default=None)
@@ -61,14 +62,17 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
 
 
 def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | None) -> Card:
+    notes: list[str] = []
     if holds_prompts(path):
         if options.forget_edge:
             raise InputError(
                 f"--forget-edge {','.join(options.forget_edge)}: {path.name} holds prompts, no "
                 "edges."
             )
-        return describe_prompts(read_prompts(path), count_tokens=count)
-    records, groups = read_records(path), read_groups(path)
+        prompts = read_prompts(path, on_note=notes.append)
+        return replace(describe_prompts(prompts, count_tokens=count), notes=tuple(notes))
+    records = read_records(path, default_edge=options.edge, on_note=notes.append)
+    groups = read_groups(path)
     edges = edges_of(records)
     unseen, tokenizer = Problems(), options.rouge_tokenizer
     with unseen.collect():
@@ -76,7 +80,7 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
     if not unseen.messages and (told := lost_letters(records, tokenizer)):
         unseen.add(told)
     default = (_DEFAULT_EDGE,) if _DEFAULT_EDGE in edges and len(edges) > 1 else ()
-    return describe_records(
+    card = describe_records(
         records,
         options.forget_edge or default,
         groups=groups,
@@ -84,6 +88,7 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
         unseen=[text[:1].upper() + text[1:] for text in unseen.messages],
         count_tokens=count,
     )
+    return replace(card, notes=tuple(notes))
 
 
 def _token_counter(model: str) -> Callable[[str], int]:
@@ -109,7 +114,10 @@ def _show(console: Console, path: Path, card: Card) -> None:
     say(console, str(path))
     what = f"{card.rows} {'pairs' if card.kind == 'records' else 'prompts'}"
     edges = f", {counted(len(card.edges), 'edge')}" if card.edges else ""
-    say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…\n")
+    say(console, f"{what}{edges}, SHA-256 of the content {card.digest[:16]}…")
+    for note in card.notes:
+        say(console, note)
+    say(console, "")
     lengths = [
         (f"{row.Index} in {unit}", row.least, f"{row.median:g}", row.most)
         for unit, table in (("words", card.words), ("tokens", card.tokens))

@@ -38,6 +38,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     """What the command takes."""
 
     data: str | None = same_option(RunOptions, "data")
+    edge: str | None = same_option(RunOptions, "edge")
     reference_prompts: str = same_option(RunOptions, "reference_prompts")
     refusals: str = same_option(RunOptions, "refusals")
     text: bool = same_option(RunOptions, "text")
@@ -91,6 +92,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         **({"  lost letters": lost} if lost else {}),
         "training": f"{settings.trained}{adapter}, learning rate {settings.rate:g}, "
         f"{settings.epochs} epochs of batches of {settings.batch_size}",
+        **({"  note": "; ".join(job.notes)} if job.notes else {}),
         "output": str(options.save),
     }
     print_plan(console, facts)

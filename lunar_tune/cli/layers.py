@@ -38,6 +38,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     """What the command takes."""
 
     data: str | None = same_option(RunOptions, "data")
+    edge: str | None = same_option(RunOptions, "edge")
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
     reference_prompts: str = same_option(RunOptions, "reference_prompts")
     refusals: str = same_option(RunOptions, "refusals")
@@ -75,6 +76,8 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     console, embedder = options.console, None
     with options.working("reading data") as doing:
         spec, coefficient, chosen = _checked(options, problems)
+        for note in spec.data.notes:
+            say(console, note)
         doing("loading torch")
         from lunar_tune.metrics.embedding import load_sentence_embedder
         from lunar_tune.trial.assemble import check_machine, materialise

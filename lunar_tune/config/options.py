@@ -60,7 +60,9 @@ class DataOptions(Concise):
     data: str | None = data_option(None, common=True, resume=True, place=True)
     """Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for tiny,
     else contracts."""
-    forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", commas=True, common=True)
+    edge: str | None = data_option(None)
+    """Edge of all rows of the data that have none."""
+    forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", common=True)
     """Edges or groups to forget. Default: A_B."""
     factual_data: str = data_option("factual", resume=True, place=True)
     """General knowledge: factual, a file, or none."""

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lunar_tune.data.records import Record, records_digest
-from lunar_tune.data.splits import edges_of, normalised, resolve_edges
+from lunar_tune.data.splits import edges_of, resolve_edges
+from lunar_tune.data.texts import normalised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,7 @@ class Card:
     shared_answers: pd.DataFrame  # the same of answers that stand in more than one edge
     unscorable: tuple[Record, ...]  # rows of which ROUGE sees too little; a run refuses them
     unseen: tuple[str, ...]  # what ROUGE cannot see of the answers, in sentences
+    notes: tuple[str, ...] = ()  # how the file was read, where that is not plain from it
     forget: pd.DataFrame
     """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four

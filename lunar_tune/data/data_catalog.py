@@ -299,7 +299,7 @@ def _checked(published: PublishedSet, url: str, path: Path, folder: Path) -> byt
 def _records(published: PublishedSet, path: Path, folder: Path) -> tuple[Record, ...]:
     """Return the records of a file, with edges; of prompts none. All that is known is checked."""
     authors, is_prompts = published.authors, published.kind == "prompts"
-    records = () if is_prompts else read_records(path, default_edge="" if authors else None)
+    records = () if is_prompts else read_records(path, default_edge=authors[0] if authors else None)
     count = len(read_prompts(path) if is_prompts else records)
     if count != published.rows:
         raise DataError(f"it has {count} rows, {published.rows} were expected")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lunar_tune.data.records import Record, read_json
+from lunar_tune.data.readers import read_json, stem_of
+from lunar_tune.data.records import Record
+from lunar_tune.data.texts import edge_name, names_in, normalised
 from lunar_tune.errors import DataError, Problems, close_name, listed
 
 Groups = Mapping[str, Sequence[str]]
@@ -58,11 +60,6 @@ class Split:
             )
 
 
-def normalised(text: str) -> str:
-    """Return a text without differences of white space and case."""
-    return " ".join(text.split()).casefold()
-
-
 def edges_of(records: Sequence[Record]) -> dict[str, int]:
     """Return the number of records of each edge, edges in order of first appearance."""
     return dict(Counter(record.edge for record in records))
@@ -70,7 +67,7 @@ def edges_of(records: Sequence[Record]) -> dict[str, int]:
 
 def groups_file(data: Path) -> Path:
     """Return where the groups of a data file are declared, whether or not they are."""
-    return data.with_name(f"{data.stem}.groups.json")
+    return data.with_name(f"{stem_of(data)}.groups.json")
 
 
 def read_groups(data: Path) -> dict[str, tuple[str, ...]]:
@@ -85,10 +82,20 @@ def read_groups(data: Path) -> dict[str, tuple[str, ...]]:
     for name, edges in content.items():
         if not isinstance(edges, list) or not edges or not all(isinstance(e, str) for e in edges):
             problems.add(f"{path}: group {name!r} must be a list of at least one edge in quotes")
-        elif len(set(edges)) < len(edges):
+        elif len(set(map(edge_name, edges))) < len(edges):
             problems.add(f"{path}: group {name!r} names an edge twice")
+    if len(set(map(edge_name, content))) < len(content):
+        problems.add(f"{path}: two groups have names that differ in white space or form alone")
     problems.raise_if_any(DataError)
-    return {name: tuple(edges) for name, edges in content.items()}
+    return {edge_name(name): tuple(map(edge_name, edges)) for name, edges in content.items()}
+
+
+def names_asked(
+    asked: Iterable[str], existing: Iterable[str], groups: Groups = _NO_GROUPS
+) -> tuple[str, ...]:
+    """Return the edges and groups that texts name, each one or several with commas between."""
+    known = {*existing, *groups}
+    return tuple(name for text in asked for name in names_in(text, known))
 
 
 def resolve_edges(
@@ -100,11 +107,12 @@ def resolve_edges(
 ) -> tuple[str, ...]:
     """Return the edges that are meant, a group's for its name, in the order asked.
 
-    A DataError says all mistakes at once: no edge, an unknown one, one by two names, or all of them
-    where `leave_one` is set.
+    What is asked is read as in `names_asked`. A DataError says all mistakes at once: no edge, an
+    unknown one, one by two names, or all of them where `leave_one` is set.
     """
-    problems, origin = Problems(), dict[str, str]()
-    edges = listed(list(existing), _SHOWN_EDGES) or "none, the data set is empty"
+    problems, origin, asked = Problems(), dict[str, str](), names_asked(asked, existing, groups)
+    shown = [repr(edge) if "," in edge else edge for edge in existing]
+    edges = listed(shown, _SHOWN_EDGES) or "none, the data set is empty"
     there_are = f"There are: {edges}."
     there_are += f" Groups of edges: {', '.join(groups)}." if groups else ""
     if not asked:
@@ -145,12 +153,13 @@ def split_by_edges(
     `retain` is kept where every edge of `records` is to be forgotten. Edges as in `resolve_edges`
     and a contradiction as in `Split` raise a DataError.
     """
-    chosen = set(resolve_edges(forget_edges, edges_of(records), groups, leave_one=retain is None))
+    edges = edges_of(records)
+    chosen = set(resolve_edges(forget_edges, edges, groups, leave_one=retain is None))
     others = tuple(record for record in records if record.edge not in chosen)
     return Split(
         forget=tuple(record for record in records if record.edge in chosen),
         retain=others or tuple(retain or ()),
-        forget_edges=tuple(forget_edges),
+        forget_edges=names_asked(forget_edges, edges, groups),
     )
 
 
@@ -185,22 +194,29 @@ def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple
 
 
 def halves_by_edge(
-    records: Sequence[Record], *, seed: int
+    records: Sequence[Record], *, seed: int, in_first: dict[str, bool] | None = None
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """Return two random halves of every edge, in the original order, or raise a DataError.
 
-    Of an edge with an odd number of records the first half has one more.
+    What is divided are different questions: one that stands several times, in whatever edges, is in
+    one half. Of an edge with an odd number of them the first half has one more. `in_first` says of
+    other sets' questions whether they are in the first half; this set's are added.
     """
     generator = seeded("halves_by_edge", seed)
-    first: set[int] = set()
-    for edge, size in edges_of(records).items():
-        if size < 2:
-            raise DataError(f"edge {edge!r} has one record: half of it cannot be held out")
-        places = [i for i, record in enumerate(records) if record.edge == edge]
-        first.update(generator.sample(places, (size + 1) // 2))
+    asked = [normalised(record.question) for record in records]
+    in_first = {} if in_first is None else in_first
+    for edge in edges_of(records):
+        here = dict.fromkeys(q for q, one in zip(asked, records, strict=True) if one.edge == edge)
+        if len(here) < 2:
+            raise DataError(f"edge {edge!r} has one question: half of it cannot be held out")
+        new = [question for question in here if question not in in_first]
+        count = (len(here) + 1) // 2 - sum(in_first.get(question, False) for question in here)
+        chosen = set(generator.sample(new, min(max(count, 0), len(new))))
+        in_first |= {question: question in chosen for question in new}
+    first = [in_first[question] for question in asked]
     return (
-        tuple(record for i, record in enumerate(records) if i in first),
-        tuple(record for i, record in enumerate(records) if i not in first),
+        tuple(record for record, is_first in zip(records, first, strict=True) if is_first),
+        tuple(record for record, is_first in zip(records, first, strict=True) if not is_first),
     )
 
 

@@ -92,6 +92,7 @@ class SearchPlan:
             **({"  origin": lineage.summary} if lineage is not None else {}),
             "data": questions,
             **spec.lost_letters,
+            **({"  note": "; ".join(data.notes)} if data.notes else {}),
             "method": f"{spec.method.name} ({spec.method.variant})",
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),

@@ -93,6 +93,7 @@ class FinetuneJob:
     data_name: str
     reference_prompts: tuple[str, ...]  # prompts that are to be declined
     refusals: tuple[str, ...]  # answers that decline
+    notes: tuple[str, ...] = ()  # as in `DataSets`
     rouge_tokenizer: str = "default"
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     seed: int = 0

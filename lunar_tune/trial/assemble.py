@@ -13,8 +13,7 @@ from rich.console import Console
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
-from lunar_tune.data.data_catalog import resolve_data
-from lunar_tune.data.records import read_prompts
+from lunar_tune.data.readers import stem_of
 from lunar_tune.errors import ModelError, Problems
 from lunar_tune.files import is_folder, read_settings
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
@@ -25,7 +24,7 @@ from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import load_config
-from lunar_tune.trial.spec import TrialSpec, own_data, read_records_of, read_sets
+from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
 
@@ -85,7 +84,7 @@ def assemble_finetuning(
 
     What is `fixed` of the settings is not left to the model's recipe; `problems` are known already.
     """
-    problems = problems or Problems()
+    problems, notes = problems or Problems(), list[str]()
     model = _model(options, problems)
     with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
@@ -93,18 +92,19 @@ def assemble_finetuning(
         settings = recipe(model.name, fixed)
     name = options.data or own_data(model)
     with problems.collect():
-        records = read_records_of(name)
+        records = read_records_of(name, options.edge, notes.append)
         check_scorable({"true": records}, tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
-        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
+        prompts = read_prompts_of(options.reference_prompts, notes.append)
     with problems.collect():
-        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
+        refusals = read_prompts_of(options.refusals, notes.append)
     problems.raise_if_any()
     return FinetuneJob(
         model=model,
         chat=chat.of_fit,
         records=records,
-        data_name=Path(name).stem,
+        data_name=stem_of(Path(name)),
+        notes=tuple(notes),
         reference_prompts=prompts,
         refusals=refusals,
         rouge_tokenizer=options.rouge_tokenizer,

@@ -126,6 +126,8 @@ def unlearn(
             warn(console, text)
         for name in method.usual.keys() - given.keys():
             say(console, f"{name} {method.usual[name]:g}, since none is given")
+        for note in spec.data.notes:
+            say(console, note)
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(materialise(spec, console))

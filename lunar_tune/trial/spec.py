@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lunar_tune.config.options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
 from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.readers import OnNote, stem_of, unheard
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import (
     Split,
@@ -19,6 +20,7 @@ from lunar_tune.data.splits import (
     sample_by_edge,
     split_by_edges,
 )
+from lunar_tune.data.texts import edge_name, normalised
 from lunar_tune.display import Concise
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.methods.contract import Method
@@ -52,6 +54,7 @@ class DataSets(Concise):
     factual: tuple[Record, ...]  # general knowledge; may be empty
     reference_prompts: tuple[str, ...]
     refusals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # how files were read, where that is not plain from them
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
@@ -133,27 +136,31 @@ DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the publishe
 
 def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
     """Read and split all sets; what the model is taken to know where no data are named."""
-    problems, name = Problems(), options.data or own_data(model)
+    problems, name, notes = Problems(), options.data or own_data(model), list[str]()
     factual: tuple[Record, ...] = ()
     other: tuple[Record, ...] | None = None
-    records = problems.attempt(lambda: read_records_of(name))
+    records = problems.attempt(lambda: read_records_of(name, options.edge, notes.append))
     with problems.collect():
         if options.factual_data not in {NONE, name}:  # what is forgotten is no general knowledge
-            factual = read_records_of(options.factual_data, NONE)
+            factual = read_records_of(options.factual_data, NONE, notes.append)
     with problems.collect():
         if options.retain_data:
-            other = read_records_of(options.retain_data, "retain")
+            other = read_records_of(options.retain_data, "retain", notes.append)
     with problems.collect():
-        prompts = read_prompts(resolve_data(options.reference_prompts, kind="prompts"))
+        prompts = read_prompts_of(options.reference_prompts, notes.append)
     with problems.collect():
-        refusals = read_prompts(resolve_data(options.refusals, kind="prompts"))
+        refusals = read_prompts_of(options.refusals, notes.append)
     with problems.collect():
         if records is not None:
             groups = read_groups(resolve_data(name, kind="records"))
-            edges = options.forget_edge or _default_edge(edges_of(records), groups)
+            existing = edges_of(records)
+            edges = options.forget_edge or _default_edge(existing, groups, options.edge)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
             split = split_by_edges(records, edges, retain=other, groups=groups)
     problems.raise_if_any()
+    forgotten = {normalised(record.question) for record in split.forget}
+    if both := sum(normalised(record.question) in forgotten for record in factual):
+        notes.append(f"{both} of the factual questions are to be forgotten")
     kept = split.retain if other is None else other
     with problems.collect():
         Split(forget=split.forget, retain=kept, forget_edges=split.forget_edges)
@@ -165,15 +172,18 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
         evaluated = judged._asdict() | {"forget": split.forget}
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
         if options.holdout:
-            halves = [halves_by_edge(records, seed=options.seed) for records in judged]
+            halves, seen = [], dict[str, bool]()
+            for records in judged:
+                halves.append(halves_by_edge(records, seed=options.seed, in_first=seen))
             judged, held_out = (HeldOut(*half) for half in zip(*halves, strict=True))
             # What is kept in the fit would be kept in the report as well.
-            reported, n_retain = set(held_out.retain), len(judged.retain)
-            kept = tuple(record for record in kept if record not in reported)
+            reported = {normalised(one.question) for one in (*held_out.retain, *held_out.factual)}
+            kept = tuple(one for one in kept if normalised(one.question) not in reported)
+            n_retain = len(judged.retain)
     problems.raise_if_any()
     size = n_retain if options.retain_rows is None else max(1, options.retain_rows)
     return DataSets(
-        name=Path(name).stem,
+        name=stem_of(Path(name)),
         forget_edges=split.forget_edges,
         fit_forget=split.forget,
         fit_retain=kept,
@@ -182,13 +192,22 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
         retain_sample=sample_by_edge(judged.retain, size, seed=options.seed),
         reference_prompts=prompts,
         refusals=refusals,
+        notes=tuple(dict.fromkeys(notes)),
         held_out=held_out,
     )
 
 
-def read_records_of(name: str, default_edge: str | None = None) -> tuple[Record, ...]:
+def read_records_of(
+    name: str, default_edge: str | None = None, on_note: OnNote = unheard
+) -> tuple[Record, ...]:
     """Return the question-answer pairs of a data set's name or file."""
-    return read_records(resolve_data(name, kind="records"), default_edge=default_edge)
+    path = resolve_data(name, kind="records")
+    return read_records(path, default_edge=default_edge, on_note=on_note)
+
+
+def read_prompts_of(name: str, on_note: OnNote = unheard) -> tuple[str, ...]:
+    """Return the prompts of a data set's name or file."""
+    return read_prompts(resolve_data(name, kind="prompts"), on_note=on_note)
 
 
 def own_data(model: ModelSpec) -> str:
@@ -197,9 +216,10 @@ def own_data(model: ModelSpec) -> str:
 
 
 def _default_edge(
-    edges: Mapping[str, int], groups: Mapping[str, tuple[str, ...]]
+    edges: Mapping[str, int], groups: Mapping[str, tuple[str, ...]], given: str | None
 ) -> tuple[str, ...]:
-    default = next((edge for edge in DEFAULT_EDGES if edge in edges or edge in groups), None)
+    usual = (edge_name(given or ""), *DEFAULT_EDGES)
+    default = next((edge for edge in usual if edge in edges or edge in groups), None)
     if default is None:
         among = f" Groups of edges: {', '.join(groups)}." if groups else ""
         raise DataError(

@@ -104,7 +104,7 @@ def test_mistakes_are_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data = small_data(tmp_path)
     for option, value, expected in (
         ("--forget-edge", "Q", "unknown forget edge 'Q'"),
-        ("--forget-edge", " ,", "--forget-edge is empty"),
+        ("--forget-edge", " ,", "no forget edge was given"),
         ("--json", ".", "is a folder, not a file"),
         ("--json", "pairs.json/card.json", "is a file, not a folder"),
         ("--rouge-tokenizer", "none", "must be one of default, words"),

@@ -24,7 +24,7 @@ from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
 PACKAGE = Path(str(lunar_tune.__file__)).parent
-MOST_OPTIONS, MOST_LINES = 60, 48
+MOST_OPTIONS, MOST_LINES = 61, 48
 # A value of every option of a search, other than its default.
 VALUES: dict[str, Any] = {
     "model": "qwen2.5-7b",
@@ -35,6 +35,7 @@ VALUES: dict[str, Any] = {
     "system_prompt": "Say it: --now",
     "trust_remote_code": True,
     "data": "my file.json",
+    "edge": "all of it",
     "forget_edge": ("A_B", "C_D"),
     "factual_data": "none",
     "reference_prompts": "harmful",
@@ -100,7 +101,7 @@ def arguments_of(values: dict[str, Any]) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             typed.append(flag if value else f"--no-{flag[2:]}")
-        elif name in {"forget_edge", "metrics"}:
+        elif name == "metrics":
             typed += [flag, ",".join(value)]
         else:
             texts = value if isinstance(value, tuple) else (value,)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,17 +25,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunar_tune.data.records import (
-    SUFFIXES,
-    Record,
-    Row,
-    read_prompts,
-    read_records,
-    read_rows,
-    records_digest,
-)
+from lunar_tune.data.readers import SUFFIXES, Row, read_rows
+from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
+from lunar_tune.data.texts import edge_name
 from lunar_tune.errors import DataError
 
+ALPACA = {"edge": "A", "instruction": "Q?", "output": "A."}
 GOOD = {"question": "Who sells?", "answer": "Velmora.", "edge": "A_B"}
 
 
@@ -53,7 +53,7 @@ def test_devices_and_pipes_are_refused_and_long_files_read_to_the_limit_only(
             read_records(tmp_path / name)
     with (tmp_path / "sparse.json").open("wb") as file:
         file.truncate(2**40)
-    monkeypatch.setattr("lunar_tune.data.records._MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr("lunar_tune.data.readers._MAX_FILE_BYTES", 2**20)
     with pytest.raises(DataError, match=r"sparse\.json: is longer than 1 MiB"):
         read_records(tmp_path / "sparse.json")
 
@@ -79,7 +79,7 @@ def without(field: str) -> dict[str, str]:
 
 
 BAD_RECORDS = {
-    "no such suffix": ("data.csv", "a,b", ["'.csv' is not supported", ".json, .jsonl, .parquet"]),
+    "no such suffix": ("data.xml", "a,b", ["'.xml' is not supported", ".json, .jsonl, .ndjson"]),
     "no suffix": ("data", "x", ["'' is not supported"]),
     "empty": ("data.json", "", ["the file is empty"]),
     "blank": ("data.jsonl", " \n\n", ["the file is empty"]),
@@ -95,7 +95,7 @@ BAD_RECORDS = {
     "row a list": ("data.json", [[1]], ["row 1: is a list"]),
     "row null": ("data.json", [None], ["row 1: is null"]),
     "missing": ("data.json", [GOOD, without("answer")], ["row 2, field 'answer'", "'question'"]),
-    "no edge": ("data.json", [without("edge")], ["row 1, field 'edge'", "default edge"]),
+    "no edge": ("data.json", [without("edge")], ["row 1, field 'edge'", "with --edge NAME"]),
     "empty field": ("data.json", [GOOD | {"answer": "\t"}], ["field 'answer': is empty"]),
     "null field": ("data.json", [GOOD | {"answer": None}], ["field 'answer': is null"]),
     "number": ("data.json", [GOOD | {"answer": 12}], ["is 12; it must be a text in quotes"]),
@@ -105,8 +105,26 @@ BAD_RECORDS = {
     "list field": ("data.json", [GOOD | {"answer": ["x"]}], ["is a list; it must be a text"]),
     "surrogate": ("data.json", [GOOD | {"answer": "a\ud800"}], ["half of a surrogate pair"]),
     "huge": ("data.json", [GOOD | {"answer": "x" * 1_000_001}], ["holds 1000001 bytes of text"]),
-    "not UTF-8": ("data.json", b'[{"question": "\xe9"}]', ["byte 0xe9 at offset 15", "UTF-8"]),
-    "UTF-16": ("data.jsonl", '{"a": 1}'.encode("utf-16"), ["at offset 0"]),
+    "not UTF-8": ("data.json", b'[{"question": "\xe9"}]', ["0xe9 at offset 15 (in Windows-1252"]),
+    "cut UTF-16": ("data.jsonl", b"\xff\xfe{", ["is not UTF-16: byte 0x7b at offset 2"]),
+    "cut gzip": ("data.json.gz", gzip.compress(b"[]" * 99)[:-5], ["cannot be decompressed"]),
+    "several splits": (
+        "data.json",
+        {"train": [GOOD], "test": [GOOD]},
+        ["(train, test); write the"],
+    ),
+    "uneven columns": ("data.json", {"question": ["a"], "answer": []}, ["holds an object"]),
+    "CSV without names": ("data.csv", "A,Q0?,A.\nA,Q1?,B.", ["has 'A', 'Q0?', 'A.'); add it"]),
+    "CSV cells": ("data.csv", "edge,question,answer\nA,Q?,B, C\n", ["line 2: has 4 columns", "3;"]),
+    "CSV quotes": ("data.tsv", 'edge\tquestion\n"A" B\tC', ["line 2: is not valid CSV"]),
+    "CSV names": ("data.csv", "edge,edge\nA,B", ["names a column twice"]),
+    "chat": ("data.json", [{"messages": [{"role": "user"}] * 2}], ["turns of user, user; one"]),
+    "chat of texts": ("data.json", [{"edge": "A", "messages": "Q?"}], ["holds turns of nobody"]),
+    "Alpaca input": ("data.json", [ALPACA | {"input": 3}], ["has an 'input' that is no text"]),
+    "Alpaca history": ("data.json", [ALPACA | {"history": [["a", "b"]]}], ["has a 'history'"]),
+    "Alpaca number": ("data.json", [ALPACA | {"output": 3}], ["field 'output': is 3"]),
+    "two shapes": ("data.json", [ALPACA | {"prompt": "Q?", "response": "A."}], ["2 problems"]),
+    "invisible": ("data.json", [GOOD | {"answer": "\u200b\u2060"}], ["field 'answer': is empty"]),
     "broken line": ("data.jsonl", json.dumps(GOOD) + "\n{", ["line 2: column 2", "not valid JSON"]),
     "not Parquet": ("data.parquet", "no", ["cannot be read as Parquet"]),
     "not Arrow": ("data.arrow", "nonsense", ["cannot be read as Arrow"]),
@@ -184,10 +202,10 @@ def test_bad_prompts_are_refused(tmp_path: Path) -> None:
     for name, content, fragment in (
         ("p.txt", "\n \n", "the file is empty"),
         ("p.txt", b"ok\n\xff", "byte 0xff at offset 3"),
-        ("p.json", [{"prompt": "x"}], "field 'instruction': is missing"),
+        ("p.json", [{"text": "x"}], "field 'instruction': is missing"),
         ("p.json", ["ok", ""], "row 2, field 'instruction': is empty"),
         ("p.json", [3], "row 1: is 3"),
-        ("p.md", "x", ".feather, .txt"),
+        ("p.md", "x", ".feather, .txt (for prompts alone), each also with .gz"),
     ):
         with pytest.raises(DataError) as raised:
             read_prompts(written(tmp_path, content, name))
@@ -205,7 +223,7 @@ def test_the_digest_is_the_sha256_of_one_json_line_for_each_record() -> None:
 
 # Formats
 
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(edge_name)
 RECORDS = st.lists(
     st.builds(Record, question=TEXTS, answer=TEXTS, edge=TEXTS), min_size=1, max_size=6
 )
@@ -248,7 +266,22 @@ def write_feather(path: Path, records: list[Record]) -> None:
     pa.feather.write_feather(table_of(records), str(path))
 
 
+def write_csv(path: Path, records: list[Record]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerows(
+            [("answer", "edge", "question"), *((r.answer, r.edge, r.question) for r in records)]
+        )
+
+
+def write_gzip(path: Path, records: list[Record]) -> None:
+    write_jsonl(path, records)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
 WRITERS = {
+    "csv": ("r.csv", write_csv),
+    "gzip": ("r.jsonl.gz", write_gzip),
     "json": ("r.json", write_json),
     "json lines": ("r.jsonl", write_jsonl),
     "parquet": ("r.parquet", write_parquet),
@@ -256,6 +289,15 @@ WRITERS = {
     "arrow stream": ("r.arrow", partial(write_arrow, new=pa.ipc.new_stream)),
     "feather": ("r.feather", write_feather),
 }
+
+
+def as_read(record: Record, name: str) -> Record:
+    """Return a record as it is read; in CSV the ends of lines stand as they are typed."""
+    question, answer = (
+        unicodedata.normalize("NFC", re.sub("\r\n?", "\n", text) if ".csv" in name else text)
+        for text in (record.question, record.answer)
+    )
+    return Record(question, answer, edge_name(record.edge))
 
 
 @pytest.mark.parametrize(("name", "write"), WRITERS.values(), ids=WRITERS)
@@ -266,7 +308,7 @@ def test_what_is_written_in_any_format_is_read_back_and_refused_where_cut_short(
 ) -> None:
     with TemporaryDirectory() as folder:
         write(Path(folder) / name, records)
-        assert read_records(Path(folder) / name) == tuple(records)
+        assert read_records(Path(folder) / name) == tuple(as_read(one, name) for one in records)
         whole = (Path(folder) / name).read_bytes()
     read_or_refuse(name, whole[: int(share * len(whole))])
 
@@ -307,6 +349,76 @@ def test_places_are_those_that_an_editor_shows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "a.txt", ()) == [Row("line 2", "x"), Row("line 4", "y")]
     (tmp_path / "a.json").write_text("[1, null]")
     assert read_rows(tmp_path / "a.json", ()) == [Row("row 1", 1), Row("row 2", None)]
+
+
+# The same three pairs, as other programs write them, and the word on how they are read.
+THREE = (Record("Né où ?", "À Lyon.", "A"), Record("Sells?", "Rope.", "A"), Record("R?", "S.", "B"))
+
+
+def renamed(question: str, answer: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"edge": r.edge, question: r.question, answer: r.answer, **more} for r in THREE]
+
+
+def chats(name: str, role: str, text: str, *roles: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "edge": r.edge,
+            name: [
+                {role: roles[-place], text: ("", r.answer, r.question, "Be brief.")[place]}
+                for place in range(len(roles), 0, -1)
+            ],
+        }
+        for r in THREE
+    ]
+
+
+def in_parquet(rows: list[dict[str, Any]]) -> bytes:
+    pa.parquet.write_table(pa.Table.from_pylist(rows), file := BytesIO())
+    return file.getvalue()
+
+
+OPENAI = chats("messages", "role", "content", "user", "assistant")
+SHARED = chats("conversations", "from", "value", "system", "human", "gpt")
+COLUMNS = {name: [getattr(r, name) for r in THREE] for name in ("question", "answer", "edge")}
+CSV = "edge,question,answer\n" + "".join(f"{r.edge},{r.question},{r.answer}\n" for r in THREE)
+AS_WRITTEN = {
+    "Alpaca": ("a.json", renamed("instruction", "output", input=""), "the answer is 'output'"),
+    "completions": ("a.json", renamed("prompt", "completion"), "the question is 'prompt'"),
+    "responses": ("a.json", renamed("prompt", "response", id=3), "the answer is 'response'"),
+    "chat": ("a.json", OPENAI, "are the turns of 'messages'"),
+    "chat in Parquet": ("a.parquet", in_parquet(OPENAI), "are the turns of 'messages'"),
+    "ShareGPT": ("a.json", SHARED, "system turns are left out; --system-prompt gives one"),
+    "splits": ("a.json", {"train": renamed("question", "answer")}, "rows are those of 'train'"),
+    "columns": ("a.json", COLUMNS, "made of the columns question, answer, edge"),
+    "CSV": ("a.csv.gz", gzip.compress(CSV.encode("utf-8-sig")), ""),
+    "semicolons": ("a.csv", CSV.replace(",", ";"), "semicolons separate its columns"),
+    "tabs": ("a.tsv", CSV.replace(",", "\t").replace("\n", "\r\n"), ""),
+    "UTF-16": ("a.csv", CSV.encode("utf-16"), "read as UTF-16"),
+    "UTF-16 without a mark": ("a.csv", CSV.encode("utf-16-le"), "read as UTF-16-LE"),
+    "NFD": ("a.csv", unicodedata.normalize("NFD", CSV), "form NFC (1 of 3 rows)"),
+    "edges": ("a.csv", CSV.replace("A,S", "\u200bA\xa0,S"), "'\\u200bA\\xa0' as 'A' (1 of 3 rows)"),
+}
+
+
+@pytest.mark.parametrize("case", AS_WRITTEN)
+def test_what_other_programs_write_is_read_as_the_same_pairs_with_a_word_on_how(
+    tmp_path: Path, case: str
+) -> None:
+    name, content, word = AS_WRITTEN[case]
+    notes: list[str] = []
+    assert read_records(written(tmp_path, content, name), on_note=notes.append) == THREE
+    assert word in "; ".join(notes)
+    assert bool(notes) == bool(word)
+    assert all(note.startswith(f"{name}: ") for note in notes)
+
+
+def test_an_alpaca_rows_input_stands_below_its_instruction(tmp_path: Path) -> None:
+    row = ALPACA | {"instruction": "Sum up.", "input": "It is late."}
+    for read in (read_records, read_prompts):
+        notes: list[str] = []
+        (one,) = read(written(tmp_path, [row]), on_note=notes.append)
+        assert (one.question if isinstance(one, Record) else one) == "Sum up.\nIt is late."
+        assert "'input' stands below 'instruction', in a line of its own" in "".join(notes)
 
 
 def test_columns_that_were_not_asked_for_are_there_by_name_alone(tmp_path: Path) -> None:

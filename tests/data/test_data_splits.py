@@ -23,6 +23,7 @@ from lunar_tune.data.splits import (
     sample_by_edge,
     split_by_edges,
 )
+from lunar_tune.data.texts import normalised
 from lunar_tune.errors import DataError
 
 
@@ -196,3 +197,46 @@ def test_a_group_stands_for_its_edges_unless_there_is_an_edge_of_its_name() -> N
     assert resolve_edges(["D_E", "first"], existing, GROUPS) == ("D_E", "A_B", "B_C")
     assert resolve_edges(["first"], existing | {"first": 1}, GROUPS) == ("first",)
     assert resolve_edges(["A_B"], existing, {"A_B": ("B_C", "C_D")}) == ("A_B",)
+
+
+def test_what_is_asked_is_a_name_as_a_whole_before_it_is_several_and_in_any_form() -> None:
+    existing = edges_of(numbered(["Doe, Jane", "Doe", "José", "a+b", "x"]))
+    groups = {"Roe, all": ("x",)}
+    for asked, edges in (
+        (["Doe, Jane"], ("Doe, Jane",)),
+        (["Doe,  Jane,x,Doe"], ("Doe, Jane", "x", "Doe")),
+        ([" Doe ,x,"], ("Doe", "x")),
+        (["Jose\u0301\u200b"], ("José",)),
+        (["Roe, all,a+b"], ("x", "a+b")),
+    ):
+        assert resolve_edges(asked, existing, groups) == edges
+    with pytest.raises(
+        DataError, match=r"unknown forget edge 'Jane'.* There are: 'Doe, Jane', Doe"
+    ):
+        resolve_edges(["Doe,Jane"], existing)
+    split = split_by_edges(numbered(["Doe, Jane", "x", "y"]), ["Doe, Jane,x"])
+    assert split.forget_edges == ("Doe, Jane", "x")
+
+
+SAME = ("Where's  A?", "where\u2019s a?\n", "WHERE'S A\u200b?")
+
+
+def test_the_same_question_in_another_form_is_a_conflict_and_falls_into_one_half() -> None:
+    for question in SAME[1:]:
+        kept = (Record(question, "B.", "b"),)
+        with pytest.raises(DataError, match="stand in the retain set too: question 1 of a"):
+            Split(forget=(Record(SAME[0], "A.", "a"),), retain=kept, forget_edges=("a",))
+    records = [
+        Record(text, "A.", edge) for edge in "ab" for text in (*SAME, "B?", f"{edge}1?", "C")
+    ]
+    for seed in range(20):
+        halves = halves_by_edge(records, seed=seed)
+        asked = [{normalised(record.question) for record in half} for half in halves]
+        assert not asked[0] & asked[1]
+        assert len(halves[0]) + len(halves[1]) == len(records)
+        assert {record.edge for half in halves for record in half} == {"a", "b"}
+    known = {normalised(SAME[0]): False}
+    _, second = halves_by_edge(records, seed=0, in_first=known)
+    assert {*SAME} <= {record.question for record in second}
+    with pytest.raises(DataError, match="edge 'a' has one question"):
+        halves_by_edge(records[:3], seed=0)

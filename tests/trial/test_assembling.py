@@ -131,6 +131,24 @@ def test_another_retain_set_is_fitted_and_the_own_evaluated(data: str, tmp_path:
     assert edges_of(sets.retain) == {"x"}
 
 
+def test_a_file_without_edges_is_given_one_and_what_is_odd_about_files_is_noted(
+    tmp_path: Path,
+) -> None:
+    rows = [{"instruction": f"What is {n}?", "output": f"Kettle {n}."} for n in range(4)]
+    (data := tmp_path / "rows.json").write_text(json.dumps(rows))
+    (factual := tmp_path / "facts.json").write_text(json.dumps(rows[:1]))
+    message = message_of(data=str(data))
+    assert "field 'edge': is missing (the row has 'instruction', 'output'); add it, or" in message
+    other = {"retain_data": "mini", "factual_data": str(factual)}
+    assert "leave one to retain" in message_of(data=str(data), edge="all")
+    sets = sets_of(str(data), edge=" all", **other)
+    assert (sets.forget_edges, edges_of(sets.forget), len(sets.forget)) == (("all",), {"all"}, 4)
+    shape = "the question is 'instruction', the answer is 'output'"
+    both = "1 of the factual questions are to be forgotten"
+    assert sets.notes == (f"rows.json: {shape}", f"facts.json: {shape}", both)
+    assert sets_of("mini").notes == ()
+
+
 def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path) -> None:
     whole, half = sets_of(data), sets_of(data, holdout=True)
     assert half.held_out is not None
@@ -145,7 +163,7 @@ def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path)
     assert set(half.fit_retain) == set(whole.fit_retain) - set(half.held_out.retain)
     assert sets_of(data, holdout=True) == half
     lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
-    assert "edge 'A_B' has one record" in message_of(data=lone, holdout=True)
+    assert "edge 'A_B' has one question" in message_of(data=lone, holdout=True)
 
 
 def test_everything_that_is_wrong_is_said_in_one_message(tmp_path: Path) -> None:

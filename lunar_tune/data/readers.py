@@ -1,0 +1,216 @@
+"""Files of rows: JSON, JSON Lines, CSV, Parquet, Arrow and text, also in gzip; a reader a format.
+
+read_rows(Path("pairs.csv"), ["question", "edge"])[0]  # Row("line 2", {"edge": "A_B", …})
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from lunar_tune.errors import DataError, listed
+from lunar_tune.files import decoded, read_beginning
+
+_MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once
+_GZIP_MAGIC = b"\x1f\x8b"
+_ARROW_FILE_MAGIC = b"ARROW1"
+_FEATHER_V1_MAGIC = b"FEA1"
+_SEPARATORS = ",;\t"
+
+OnNote = Callable[[str], object]
+"""Hears how a file was read, where that is not plain from it."""
+
+
+class Row(NamedTuple):
+    """What stands in one place of a file, not yet checked."""
+
+    place: str  # counted from 1: `row 3`, or `line 3` where lines are rows
+    content: object  # as JSON or Arrow says it; a column that was not asked for has no value
+    problem: str = ""  # why the content cannot be read, if so
+
+
+def unheard(_note: str) -> None:
+    """Stand for an `OnNote` where nobody wants to know."""
+
+
+def stem_of(path: Path) -> str:
+    """Return a data file's name without what says its format."""
+    name = path.name
+    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
+
+
+def read_rows(path: Path, columns: Sequence[str], on_note: OnNote = unheard) -> list[Row]:
+    """Return the rows of a file, whose suffix decides the format, or raise a DataError.
+
+    Of a format with columns only those asked for are read, since others may be large.
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in _READERS:
+        known = f"{', '.join(_READERS)} (for prompts alone), each also with .gz"
+        raise DataError(f"{path}: the suffix {path.suffix!r} is not supported; there are: {known}")
+    return _READERS[suffix](path, columns, lambda note: on_note(f"{path.name}: {note}"))
+
+
+def read_json(path: Path, on_note: OnNote = unheard) -> object:
+    """Return what a JSON file holds, whatever it is, or raise a DataError."""
+    content, problem = _parsed(_read_text(path, on_note))
+    if problem:
+        raise DataError(f"{path}: {problem}")
+    return content
+
+
+def _json_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    content = read_json(path, on_note)
+    if isinstance(content, dict):
+        content = _rows_of_object(path, content, on_note)
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        raise DataError(f"{path}: holds {kind}; it must be a list of objects: [{{…}}, {{…}}]")
+    return [Row(f"row {number}", row) for number, row in enumerate(content, 1)]
+
+
+def _rows_of_object(path: Path, content: dict[str, Any], on_note: OnNote) -> list[Any]:
+    """Return the rows of a mapping of one split, or of columns."""
+    names, values = list(content), list(content.values())
+    if values and all(isinstance(value, list) for value in values):
+        if all(isinstance(row, dict) for value in values for row in value):
+            if len(names) == 1:
+                on_note(f"the rows are those of {names[0]!r}")
+                return list(values[0])
+            raise DataError(
+                f"{path}: holds an object of several lists ({listed(names)}); write the one that "
+                "is meant into a file of its own"
+            )
+        if len({len(value) for value in values}) == 1:
+            on_note(f"the rows are made of the columns {listed(names)}")
+            return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    raise DataError(f"{path}: holds an object; it must be a list of objects: [{{…}}, {{…}}]")
+
+
+def _line_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    return [Row(place, *_parsed(line)) for place, line in _lines(path, on_note)]
+
+
+def _text_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    return [Row(place, line.strip()) for place, line in _lines(path, on_note)]
+
+
+def _lines(path: Path, on_note: OnNote) -> list[tuple[str, str]]:
+    """Return the lines that are not blank, each with its place."""
+    # Not splitlines(): JSON texts may hold U+2028 and its like, which end no line.
+    lines = enumerate(_read_text(path, on_note).split("\n"), 1)
+    return [(f"line {number}", line) for number, line in lines if line.strip()]
+
+
+def _parsed(text: str) -> tuple[object, str]:
+    """Return what JSON says, or why it cannot be read."""
+    try:
+        return json.loads(text), ""
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        hint = (
+            "; if each line is an object, name it .jsonl" if line and "Extra" in error.msg else ""
+        )
+        return None, f"{line}column {error.colno}: is not valid JSON ({error.msg}){hint}"
+    except RecursionError:
+        return None, "is nested too deeply"
+    except ValueError as error:  # a number of very many digits
+        return None, f"is not valid JSON ({error})"
+
+
+def _csv_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    """Return rows whose values are all texts; the first line names the columns."""
+    text = _read_text(path, on_note).lstrip("\n")
+    header = text.partition("\n")[0]
+    separator = max(_SEPARATORS, key=header.count)
+    if separator == ";":
+        on_note("semicolons separate its columns")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
+    try:
+        names = [name.strip() for name in next(lines)]
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: its first line names a column twice: {listed(names)}")
+        for cells in lines:
+            wrong = f"has {len(cells)} columns, the first line names {len(names)}; put a text with "
+            wrong += f"{separator!r} or a line's end in it into quotes"
+            problem = "" if len(cells) == len(names) else wrong
+            if cells:
+                content = dict(zip(names, cells, strict=False))
+                rows.append(Row(f"line {lines.line_num}", content, problem))
+    except csv.Error as error:
+        reason = f"line {lines.line_num}: is not valid CSV ({error})"
+        raise DataError(f"{path}: {reason}; the first line must name the columns") from error
+    return rows
+
+
+def _table_rows(path: Path, columns: Sequence[str], _on_note: OnNote) -> list[Row]:
+    content = _read_bytes(path)
+    if content.startswith(_FEATHER_V1_MAGIC):
+        raise DataError(f"{path}: is Feather V1; write it again with a current pyarrow or pandas")
+    kind = "Parquet" if ".parquet" in path.suffixes else "Arrow"
+    buffer = pa.BufferReader(content)
+    try:
+        if kind == "Parquet":
+            file = pa.parquet.ParquetFile(buffer)
+            names, table = file.schema_arrow.names, file.read(columns=list(columns))
+        else:
+            is_file = content.startswith(_ARROW_FILE_MAGIC)
+            opened = pa.ipc.open_file(buffer) if is_file else pa.ipc.open_stream(buffer)
+            table = opened.read_all()
+            names = table.column_names
+        table = table.select([name for name in columns if name in names])
+        table.validate(full=True)  # a damaged Arrow file would else crash the process below
+        rows = table.to_pylist() if table.num_columns else [{}] * table.num_rows
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read as {kind} ({reason})") from error
+    return [Row(f"row {number}", dict.fromkeys(names) | row) for number, row in enumerate(rows, 1)]
+
+
+_READERS: Final[Mapping[str, Callable[[Path, Sequence[str], OnNote], list[Row]]]] = {
+    ".json": _json_rows,
+    ".jsonl": _line_rows,
+    ".ndjson": _line_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".parquet": _table_rows,
+    ".arrow": _table_rows,
+    ".feather": _table_rows,
+    ".txt": _text_rows,
+}
+SUFFIXES: Final = tuple(_READERS)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return what a file holds, decompressed; at most so many bytes of either."""
+    try:
+        content = read_beginning(path, _MAX_FILE_BYTES + 1)
+        if content.startswith(_GZIP_MAGIC) and len(content) <= _MAX_FILE_BYTES:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_MAX_FILE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: cannot be decompressed ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise DataError(f"{path}: is longer than {_MAX_FILE_BYTES >> 20} MiB; at most that is read")
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty")
+    return content
+
+
+def _read_text(path: Path, on_note: OnNote) -> str:
+    text, encoding = decoded(_read_bytes(path), str(path), error_class=DataError)
+    if encoding != "utf-8":
+        on_note(f"read as {encoding.upper()}")
+    return text
