@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from lunar_tune import __version__
 from lunar_tune.errors import InputError, LunarTuneError, suggestion
-from lunar_tune.secrets import without_secrets
+from lunar_tune.secrets import SecretsFormatter, without_secrets
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 HELP_ALL = "--help-all"
@@ -76,7 +76,9 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    shown = logging.StreamHandler()
+    shown.setFormatter(SecretsFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     interrupted: Callable[[], bool] = bool
     try:
         with interrupted_once() as interrupted:

@@ -174,7 +174,8 @@ def options_again(config: Any, given: Collection[str]) -> tuple[str, ...]:
             texts = [",".join(value)] if said.commas else value
             arguments += [part for text in texts for part in (flag, text)]
         else:
-            arguments += [flag, without_password(str(value))]
+            text = str(value)  # of which a path has no secret
+            arguments += [flag, without_password(text) if "://" in text else text]
     return tuple(arguments)
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from lunar_tune.display import NARROW, build_progress, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
-from lunar_tune.secrets import without_secrets
+from lunar_tune.secrets import SecretsFormatter
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
 
 RECORD = logging.getLogger("lunar_tune.record")
@@ -203,13 +203,13 @@ def search_log(path: Path, console: Console, opening: Sequence[str] = ()) -> Ite
 class _FileHandler(logging.FileHandler):
     """Writes records without secrets, in a form of its own; a full disk ends no search."""
 
-    _form = logging.Formatter(
+    _form = SecretsFormatter(
         "%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S%z"
     )
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as it is written; Ray gives every handler a formatter of its own."""
-        return without_secrets(self._form.format(record).rstrip())
+        return self._form.format(record).rstrip()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let a record pass once, though it may come from its library's logger and the root."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
+from lunar_tune.secrets import without_secrets
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Failure:
     transient: bool = False  # whether it is not the setting's, and may succeed when run again
     crashed: bool = False  # whether the worker was lost, at last perhaps the setting's own doing
     wrong_input: bool = False  # whether the user has to mend something
+
+    def __post_init__(self) -> None:
+        """Leave secrets out: the reason is kept in study, tables, page and MLflow."""
+        object.__setattr__(self, "reason", without_secrets(self.reason))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,14 +109,25 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
 
 def test_secrets_are_left_out() -> None:
     environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "PWD": "/root/here"}
+    environment |= {"MYSQL_PWD": "s3cretpwd", "KAGGLE_KEY": "s3cret/pw"}
     for text, expected in (
         ("mysql+pymysql://me:p@ss/w:rd@host/db and", "mysql+pymysql://me:***@host/db and"),
         ("http://me@home.org:pass@host", "http://me@home.org:***@host"),
         ("https://host/x?access_token=abc&n=1", "https://host/x?access_token=***&n=1"),
-        ("Bearer hf_verysecret, s3cretpwd!", "Bearer ***, ***!"),
+        ("/x;token=abc;n=1#access_token=def&n=2 is", "/x;token=***;n=1#access_token=***&n=2 is"),
+        ("s3://me:abc@host/x?X-Amz-Signature=a", "s3://me:***@host/x?X-Amz-Signature=***"),
+        ("wasbs://c@host/x?sv=1&sig=a%2Fb", "wasbs://c@host/x?sv=1&sig=***"),
+        ("mssql:///?odbc_connect=D%3BPWD%3Da&n=1", "mssql:///?odbc_connect=***&n=1"),
+        ("E;AccountName=me;AccountKey=ab==;n=1", "E;AccountName=me;AccountKey=***;n=1"),
+        ("git+https://abc@host/x", "git+https://***@host/x"),
+        ("?to=http%3A%2F%2Fme%3Aabc%40host%2Fx", "?to=http%3A%2F%2Fme%3A***%40host%2Fx"),
+        ("{'Authorization': 'Basic bWU6YWJj', 'n': 1}", "{'Authorization': 'Basic ***', 'n': 1}"),
+        ("token hf_aBcDeFgHiJkLmNoPqRsTuVw is invalid", "token hf_*** is invalid"),
+        ("Bearer hf_verysecret, s3cretpwd! s3cret%2Fpw", "Bearer ***, ***! ***"),
         *(2 * (same,) for same in ("http://127.0.0.1:5000 is", "sqlite:////tmp/a", "a /root/here")),
+        *(2 * (same,) for same in ("postgresql://me@host/db?n=1", "sftp://me@host", "tokens=4")),
     ):
-        assert without_secrets(text, environment | {"MYSQL_PWD": "s3cretpwd"}) == expected
+        assert without_secrets(text, environment) == expected
 
 
 @given(password=st.text("@/:?#'\"&=%.", min_size=1))
@@ -128,5 +139,7 @@ def test_whatever_signs_a_password_has_none_is_left(password: str) -> None:
     assert without_login(address) == "http://host:5000/x"
     assert is_masked(hidden)
     assert is_masked("postgresql://host/db?password=***")
+    assert is_masked(without_password("http://token@host"))
+    assert without_login("http://token@host/x") == "http://host/x"
     assert not is_masked("sqlite:////tmp/***.db")
     assert without_password(hidden) == hidden
