@@ -39,7 +39,7 @@ class Comparison:
     what: str  # what was compared; the scores of each row where the others kept no texts
     is_close: bool  # whether no mean ROUGE differs by more than rounding may do
     differences: str  # how many rows differ, in words
-    text: str  # the same, with the mean ROUGE that differs most
+    text: str  # the same, with the mean ROUGE that differs most, if one does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -249,13 +249,17 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
     if not by_text:
         what = "rows differ in ROUGE-1 or ROUGE-L (the search kept no texts)"
     differences = f"{differing} of {len(expected)} {what}"
+    here, there = f"{scores[worst]:.4f}", f"{others[worst]:.4f}"
+    means = f"{worst} is {here} instead of {there}"
+    if here == there:
+        means = "every mean ROUGE is the same to four digits"
     return Comparison(
         scores=scores,
         differing=differing,
         what="answers" if by_text else "ROUGE-1 and ROUGE-L of each row",
         is_close=gaps[worst] <= _TOLERANCE,
         differences=differences,
-        text=f"{differences}, {worst} is {scores[worst]:.4f} instead of {others[worst]:.4f}",
+        text=f"{differences}, {means}",
     )
 
 

@@ -242,7 +242,11 @@ def test_an_export_is_compared_with_scores_where_texts_were_not_kept() -> None:
     same, other = compare(found, kept), compare(found, [*kept, scored(1, 0.5)])
     assert (same.differing, same.what) == (0, "ROUGE-1 and ROUGE-L of each row")
     assert other.differing == 1
-    assert "1 of 4 rows differ in ROUGE-1 or ROUGE-L" in other.text
+    assert other.text.startswith("1 of 4 rows differ in ROUGE-1 or ROUGE-L")
+    assert other.text.endswith(", retain_rouge1 is 0.3750 instead of 0.4375")
+    swapped = compare(found[:2], [scored(0, 0.25), scored(1, 0.0)])
+    assert swapped.text.startswith("2 of 2 rows differ")
+    assert swapped.text.endswith(", every mean ROUGE is the same to four digits")
     assert compare(found, found[:2]).what == "answers"
     with pytest.raises(LunarTuneError, match=r"asked row 9 \(retain\)"):
         compare(found, [scored(9, 0.0)])
