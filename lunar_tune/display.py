@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import re
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -109,6 +111,26 @@ def tracked(
         for step in steps:
             yield step
             bar.advance(task)
+
+
+def markdown(text: object) -> Markup:
+    """Return a text in one line of Markdown that shows it: nothing in it is a link, markup or HTML.
+
+    What is Markdown already (`Markup`) stays as it is.
+    """
+    if isinstance(text, Markup):
+        return text
+    escaped = re.sub(r"[\\`*\[\]]", r"\\\g<0>", _shown(str(text)))
+    return Markup(escaped.replace("&", "&amp;").replace("<", "&lt;"))  # noqa: S704  # is escaped
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without characters that move a cursor or turn the direction."""
+    return " ".join(_shown(text).split())
+
+
+def _shown(text: str) -> str:
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 class Concise:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from markupsafe import Markup
 from rich.console import Console
 from torch import Tensor
 
-from lunar_tune.display import say
+from lunar_tune.display import markdown, say
 from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
@@ -167,6 +168,7 @@ def write_adapter(
 def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
     """Write the hub's card of a form, `README.md`, beside it."""
     from huggingface_hub import ModelCard, ModelCardData
+    from jinja2 import Template
 
     is_local = Path(run.base).is_dir()
     front = ModelCardData(
@@ -175,9 +177,8 @@ def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
         tags=["unlearning", "lunar-tune", job.spec.method.name],
         pipeline_tag="text-generation",
     )
-    card = ModelCard.from_template(
-        front,
-        template_path=str(_CARD),
+    text = Template(_CARD.read_text(encoding="utf-8"), finalize=markdown).render(
+        front=Markup(front.to_yaml()),  # noqa: S704  # YAML, which quotes what needs it
         job=job,
         exported=exported,
         **exported.document,
@@ -187,7 +188,7 @@ def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
         tokenizer=Path(run.tokenizer).name if Path(run.tokenizer).is_dir() else run.tokenizer,
         score_cells=score_cells,
     )
-    card.save(job.folder / "README.md")
+    ModelCard(text).save(job.folder / "README.md")
 
 
 def _lineage(job: ExportJob, said: Mapping[str, Any]) -> Lineage:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tabulate import tabulate
 
 from lunar_tune.config.options import LONGEST_NAME, SearchConfig
+from lunar_tune.display import markdown, printable
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import METRICS, Goal
@@ -40,6 +42,9 @@ FINISHED = {FEASIBLE, INFEASIBLE}
 _CELL = ("model", "data", "method", "variant", "seed", "state", "reason")
 _COUNTS = ("trials", "feasible_trials", "seconds", "tolerance_low", "tolerance_high")
 AS_GOOD = 0.05  # by how much of the objective a trial may be worse than the best and count as good
+_FORMULA = (
+    r"^(?=[=+\-@\t\r])"  # before a text that a spreadsheet would compute, as OWASP lists them
+)
 STRENGTHS = ("learning_rate", "ridge")
 
 
@@ -171,11 +176,11 @@ def write_methods_table(table: pd.DataFrame, folder: Path) -> list[Path]:
     Markdown and LaTeX have a row a cell, with mean and standard deviation over seeds; CSV has a
     row for each seed.
     """
-    markdown = _readable(table, "github", italic="*{}*")
+    shown = Markup(_readable(table, "github", markdown, italic="*{}*"))  # noqa: S704  # is escaped
     texts = {
-        "table.md": template("methods_table.md.j2").render(table=markdown) + "\n",
-        "table.csv": table.to_csv(index=False),
-        "table.tex": _readable(table, "latex_booktabs", italic="{}") + "\n",
+        "table.md": template("methods_table.md.j2").render(table=shown) + "\n",
+        "table.csv": table.replace(regex=_FORMULA, value="'").to_csv(index=False),
+        "table.tex": _readable(table, "latex_booktabs", printable, italic="{}") + "\n",
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
@@ -195,10 +200,10 @@ def print_methods_table(console: Console, table: pd.DataFrame) -> None:
     console.print(shown)
 
 
-def _readable(table: pd.DataFrame, form: str, *, italic: str) -> str:
-    """Return the readable table in one of tabulate's forms."""
+def _readable(table: pd.DataFrame, form: str, escape: Callable[[str], str], *, italic: str) -> str:
+    """Return the readable table in one of tabulate's forms, which may escape texts itself."""
     cells = table.groupby(["model", "data", "method", "variant"], sort=False)
-    rows = [_row(seeds, italic) for _, seeds in cells]
+    rows = [_row(seeds, escape, italic) for _, seeds in cells]
     if len(rows) == len(table):
         rows = [{key: text for key, text in row.items() if key != "seeds"} for row in rows]
     if form == "github":
@@ -206,30 +211,32 @@ def _readable(table: pd.DataFrame, form: str, *, italic: str) -> str:
     return str(tabulate(rows, "keys", tablefmt=form, disable_numparse=True))
 
 
-def _row(seeds: pd.DataFrame, italic: str) -> dict[str, str]:
+def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict[str, str]:
     """Return one row of the readable tables, by column; the setting is the best seed's."""
     goodness = seeds.assign(order=seeds["state"].map(_STATES.index))
     best = goodness.sort_values(["order", "deviation_score", "seed"]).iloc[0]
     alike, method = seeds[seeds["state"] == best["state"]], best["method"]
     if best["variant"] != METHODS[method].variants[0]:
         method += f" ({best['variant']})"
-    setting = ", ".join(
-        f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for name, value in best[_setting(seeds)].dropna().items()
+    setting = escape(
+        ", ".join(
+            f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
+            for name, value in best[_setting(seeds)].dropna().items()
+        )
     )
     scores = [_spread(alike[name].dropna().astype(float)) for name in HEADLINE_SCORES]
     if best["state"] != FEASIBLE:
-        said = best["state"] + (f": {' '.join(best['reason'].split())}" if best["reason"] else "")
-        setting = f"{italic.format(said)} {setting}".rstrip()
+        said = best["state"] + (f": {printable(best['reason'])}" if best["reason"] else "")
+        setting = f"{italic.format(escape(said))} {setting}".rstrip()
         scores = [italic.format(score) if score else "" for score in scores]
     as_good, low, high = "", best["tolerance_low"], best["tolerance_high"]
     if low is not None:
         as_good = f"{low:.2g} … {high:.2g} (x{high / low:.2g})"
     of_all = f"{len(alike)} of " * (len(alike) < len(seeds))
     return {
-        "model": best["model"],
-        "data": best["data"],
-        "method": method,
+        "model": escape(best["model"]),
+        "data": escape(best["data"]),
+        "method": escape(method),
         "tuned setting": setting,
         **dict(zip(("forget R1", "retain R1", "factual R1", "deviation"), scores, strict=True)),
         "trials": f"{seeds['trials'].sum()} ({seeds['feasible_trials'].sum()})",

@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
 from rich.text import Text
 
-from lunar_tune.display import NARROW, build_progress, shown_duration
+from lunar_tune.display import NARROW, build_progress, printable, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.secrets import SecretsFormatter
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
@@ -68,7 +68,7 @@ class SearchDisplay(ExitStack):
         self._bar = build_progress(console)
         judged = ("forget_rouge1", "retain_rouge1", goal.objective.name)
         self._scores = {name: _brief_label(name) for name in judged}
-        self._star = "★" if printable("★", console) == "★" else "*"
+        self._star = "★" if encodable("★", console) == "★" else "*"
 
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
@@ -155,13 +155,9 @@ def _brief_label(metric: str) -> str:
     return score_label(metric).removesuffix(" ROUGE-1")
 
 
-def printable(text: str, console: Console) -> str:
-    """Return a text in one line, with "?" for what the console's encoding has not.
-
-    A model may answer with anything, characters that move a terminal's cursor among it.
-    """
-    line = "".join(one if one.isprintable() else " " for one in text)
-    return " ".join(line.split()).encode(console.encoding, "replace").decode(console.encoding)
+def encodable(text: str, console: Console) -> str:
+    """Return a text in one line, with "?" for what the console's encoding has not."""
+    return printable(text).encode(console.encoding, "replace").decode(console.encoding)
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from tabulate import tabulate
 
-from lunar_tune.display import Summary
+from lunar_tune.display import Summary, markdown
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
@@ -130,12 +131,13 @@ def write_report(results: SearchResults, path: Path, pictures: Mapping[str, str]
     write_atomically(path, text.encode())
 
 
-def short_report(results: SearchResults) -> str:
+def short_report(results: SearchResults) -> Markup:
     """Return a search in a few lines: its goal, what came out, what it was told.
 
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
-    return template("short.md.j2").render(results=results, cautions=cautions(results))
+    text = template("short.md.j2").render(results=results, cautions=cautions(results))
+    return Markup(text)  # noqa: S704  # is Markdown
 
 
 def write_static_page(searches: Sequence[SearchResults], path: Path) -> None:
@@ -203,12 +205,13 @@ def _digest(script: str) -> str:
 
 @functools.cache
 def template(name: str) -> Template:
-    """Return a template of this folder; it formats and, in a page, escapes what it is given."""
+    """Return a template of this folder; it formats and escapes what it is given."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=name.endswith(".html.j2"),
+        finalize=markdown if name.endswith(".md.j2") else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -218,9 +221,10 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    cells = [[format_value(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return str(tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True))
+def _table(rows: Sequence[Sequence[Any]]) -> Markup:
+    cells = [[markdown(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
+    table = tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True)
+    return Markup(table)  # noqa: S704  # is escaped
 
 
 def format_value(value: Any) -> str:

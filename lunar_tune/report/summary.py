@@ -18,7 +18,7 @@ from rich.text import Text
 from lunar_tune.config.options import BEST_FILTER, SearchConfig
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
-from lunar_tune.report.progress import printable
+from lunar_tune.report.progress import encodable
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
@@ -110,8 +110,8 @@ def _print_example(console: Console, example: Mapping[str, str | None]) -> None:
     names = {"true_answer": "true", "base_model": "base model", "unlearned": "unlearned"}
     for name, who in names.items():
         if (answer := example[name]) is not None:
-            said.setdefault(printable(answer, console) or "(nothing)", []).append(who)
-    lines = [f"  {printable(example['question'] or '', console)}"]
+            said.setdefault(encodable(answer, console) or "(nothing)", []).append(who)
+    lines = [f"  {encodable(example['question'] or '', console)}"]
     lines += [f"    {', '.join(who):<16}  {text}" for text, who in said.items()]
     for line in lines:
         console.print(line, markup=False, no_wrap=True, overflow="ellipsis")

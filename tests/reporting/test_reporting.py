@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from invented_searches import results_of
 from made_outcomes import losses_of
+from markdown_it import MarkdownIt
 from pages_by_hand import failure, said, trial
 from trial_specs import write_records
 
@@ -117,6 +118,19 @@ def test_a_report_lists_the_best_and_the_failures(tmp_path: Path) -> None:
     lost = text_of(tmp_path, search(complete(0, 0.1, 0.9), AGAIN))
     assert "Failed trials" not in lost, "it runs again"
     assert "## The best of 1 trials" in lost
+
+
+def test_a_report_shows_what_others_wrote_and_is_not_changed_by_it(tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=y> [a](javascript:b) `c` **d** \\[e](f)\n\n# g\u202e"
+    row = dataclasses.replace(failed(0), failure=hostile)
+    one = results_of((row, complete(1, 0.1, 0.9)), facts={"data": hostile, hostile: "|"})
+    write_report(one, tmp_path / "report.md", {})
+    page = MarkdownIt().enable("table").render((tmp_path / "report.md").read_text("utf-8"))
+    tags = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    assert {*re.findall("<([a-z0-9]+)", page)} == tags
+    assert page.count("<h1>") == 1
+    shown = "&lt;img src=x onerror=y&gt; [a](javascript:b) `c` **d** \\[e](f)  # g"
+    assert page.count(shown) == 3, "as it is, but for what is no character"
 
 
 def test_a_report_links_the_pictures_that_there_are_and_says_what_decides(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from command_lines import without_ray
 from made_outcomes import KilledError
+from markdown_it import MarkdownIt
 from rich.console import Console
 from search_results import statuses
 from test_study import GOAL, UNSTARTED, run_trials, study_in
@@ -223,6 +227,37 @@ def test_seeds_share_a_row_with_mean_and_deviation_but_not_in_csv(tmp_path: Path
         'tiny,mini,ga,full,0,not run,"1 of 3, ""why""",,,,,,,,0,0,0,,',
         "tiny,mini,ga,lora,0,feasible,,,1e-05,4,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
     ]
+
+
+HOSTILE = "<img src=x onerror=alert(1)>|[x](javascript:y)*`"
+
+
+def test_what_others_wrote_is_text_to_whoever_opens_the_tables(tmp_path: Path) -> None:
+    """Read as a browser and a spreadsheet would; numbers, also negative ones, stay numbers."""
+    cell = dataclasses.replace(CELL, model=HOSTILE, data="=HYPERLINK(1)")
+    studies = {
+        cell: finished(-0.5),
+        GA: StoredStudy(rows=(), notes={"refused": f"@a\n# {HOSTILE}"}),
+        dataclasses.replace(GA, data="mini:-x"): finished(),
+    }
+    markdown, table, latex = write_methods_table(read_table(studies, 10), tmp_path)
+    page = MarkdownIt().enable("table").render(markdown.read_text())
+    assert {*re.findall("<([a-z0-9]+)", page)} == {
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "em",
+        "p",
+    }
+    assert page.count(f"<td>{html.escape(HOSTILE)}</td>") == 1
+    frame = pandas.read_csv(table)
+    assert frame["data"].tolist() == ["'=HYPERLINK(1)", "mini", "mini:-x"]
+    assert frame["reason"][1].startswith("'@a")
+    assert frame["forget_rouge1"][0] == -0.5
+    assert "#" not in latex.read_text().replace("\\#", "")
 
 
 # A whole table
