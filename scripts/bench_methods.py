@@ -144,7 +144,8 @@ def bench(
 
 def _model(options: RunOptions, size: str | None) -> LoadedModel:
     if size is None:
-        return load_model(materialise(assemble(options)).model)
+        spec = materialise(assemble(options))
+        return load_model(spec.model, spec.chat)
     loaded, _ = random_model(size, options)
     # An answer ends with a token that has an embedding.
     return dataclasses.replace(loaded, eos_ids=(loaded.model.config.vocab_size - 1,))

@@ -148,7 +148,7 @@ class Bench:
         exits = loaded is None
         self._spec = dataclasses.replace(spec, layers=(setting["layer"],), early_exit=exits)
         self._solver, self._setting = solver, dict(setting)
-        self._loaded = loaded if loaded is not None else load_model(spec.model)
+        self._loaded = loaded if loaded is not None else load_model(spec.model, spec.chat)
         self._build, self._random = build, loaded is not None
         self.figures = Figures()
 

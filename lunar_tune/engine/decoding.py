@@ -13,8 +13,6 @@ from torch import Tensor
 from lunar_tune.config.options import LEAST_BUDGET
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from lunar_tune.models.loading import LoadedModel
 
 # Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
@@ -37,14 +35,11 @@ class AnswerRules:
     all of them go on."""
 
 
-def token_budget(
-    max_new_tokens: int | None, tokenizer: PreTrainedTokenizerBase, truths: Iterable[str]
-) -> int:
+def token_budget(max_new_tokens: int | None, truths: Iterable[Sequence[int]]) -> int:
     """Return the token budget: what was asked for, or what the true answers call for."""
     if max_new_tokens is not None:
         return max_new_tokens
-    ids = tokenizer(list(truths) or [""], add_special_tokens=False)["input_ids"]
-    return max(LEAST_BUDGET, 2 * max(len(row) for row in ids))
+    return max(LEAST_BUDGET, 2 * max(map(len, truths), default=0))
 
 
 def until_end(row: Sequence[int], eos_ids: Sequence[int]) -> list[int]:

@@ -211,7 +211,8 @@ def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
             adapted = PeftModel.from_pretrained(model, str(job.folder))
         model = adapted.get_base_model()  # left unmerged
     model = model.eval().requires_grad_(requires_grad=False)
-    return as_loaded(model.to(resolve_device(job.spec.model.device)), tokenizer, job.spec.model)
+    model, spec = model.to(resolve_device(job.spec.model.device)), job.spec
+    return as_loaded(model, tokenizer, spec.model, spec.chat)
 
 
 def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow, ...]:

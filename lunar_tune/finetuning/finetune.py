@@ -104,7 +104,7 @@ def finetune(
     state = TrainingFolder(folder, document)
     with state.locked():
         begun = state.read()
-        loaded = load_model(job.model)
+        loaded = load_model(job.model, job.chat)
         if loaded.device.type == "cpu" and loaded.model.num_parameters() < _SMALL_MODEL:
             limit_threads(1)
         begun_with = fingerprint(loaded)
@@ -194,7 +194,7 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
 
     truths = [record.answer for record in job.records]
     questions = [record.question for record in job.records]
-    budget = token_budget(None, loaded.tokenizer, truths)
+    budget = token_budget(None, Encoder(loaded, job.chat).texts(truths))
     known = greedy_answers(loaded, questions, job.chat, max_new_tokens=budget)
     unseen = generate_unverifiable(_UNANSWERABLE, seed=UNSEEN)
     declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)

@@ -20,7 +20,8 @@ from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import ModelSpec, check_weights
 from lunar_tune.models.device import DeviceMemory, resolve_device
-from lunar_tune.models.loading import LoadedModel, from_hub, load_weights
+from lunar_tune.models.loading import from_hub, load_weights
+from lunar_tune.training.answer_loss import Encoder
 
 TEXTS_PER_BATCH = 64  # in a forward of a sentence-embedding model; such models are small
 
@@ -78,19 +79,15 @@ class StateEmbedder(Embedder):
     * *Middle of the depth*, where larger models have better embeddings (arXiv 2502.02013); the last
       block's output costs twice the blocks.
 
-    `context` is a prompt with an empty question. The mean of `centre`, texts that answers are
-    compared with, is the origin.
+    The prompt has an empty question. The mean of `centre`, texts that answers are compared with, is
+    the origin.
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        *,
-        context: Sequence[int],
-        centre: Sequence[str],
-        memory: DeviceMemory | None = None,
+        self, encoder: Encoder, *, centre: Sequence[str], memory: DeviceMemory | None = None
     ) -> None:
-        self._loaded, self._context = loaded, tuple(context)
+        loaded = encoder.loaded
+        self._encoder, self._loaded = encoder, loaded
         self._memory = memory or DeviceMemory(loaded.device)
         self._point = max(1, loaded.n_layers // 2)
         self.name = f"own states after block {self._point - 1}"
@@ -102,9 +99,9 @@ class StateEmbedder(Embedder):
         return self._states(texts) - self._origin
 
     def _states(self, texts: Sequence[str]) -> Float[Tensor, "texts d"]:
-        encoded = self._loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        tree = PrefixTree([(*self._context, *ids) for ids in encoded])
-        before = len(self._context)
+        context = self._encoder.prompts([""])[0]
+        tree = PrefixTree([(*context, *ids) for ids in self._encoder.texts(texts)])
+        before = len(context)
         batch = sweep_batch(self._loaded, self._memory, 1)
         stream = capture_streams(self._loaded, tree, [self._point], batch)[self._point]
         return torch.stack(

@@ -1,4 +1,4 @@
-"""How a question is put to a model: from text to prompt token ids."""
+"""How a question is put to a model, as text."""
 
 from __future__ import annotations
 
@@ -81,10 +81,50 @@ class ChatFormat:
         return replace(self, second_bos=False)
 
 
+OWN_FORMAT = ChatFormat()
+
+
 def render_prompts(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat, *, family: str
 ) -> list[str]:
     """Return the texts that put questions to a model of a family, or raise a ModelError."""
+    source = template_source(tokenizer, chat, family=family)
+    if chat.template == PUBLISHED:
+        return [source.format(question=question) for question in questions]
+    system = [] if chat.system_prompt is None else [("system", chat.system_prompt)]
+    conversations = [[*system, ("user", question)] for question in questions]
+    try:
+        return _rendered(tokenizer, conversations, source, prompt=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} failed: {error}"
+        ) from error
+
+
+def render_answer(
+    tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, *, family: str
+) -> tuple[str, str]:
+    """Return what the chat format writes before an answer to "?", and what after it.
+
+    Empty is what cannot be known: a template need not know assistants.
+    """
+    source = template_source(tokenizer, chat, family=family)
+    if chat.template == PUBLISHED:  # where users' turns end as answers do, if with a token
+        after = "" if source in _OTHER_TURNS.values() else source.partition("{question}")[2]
+        return "", after
+    answer = "lunar tune marker"
+    system = [] if chat.system_prompt is None else [("system", chat.system_prompt)]
+    turns = [*system, ("user", "?"), ("assistant", answer)]
+    with suppress(RuntimeError):
+        before, found, after = _rendered(tokenizer, [turns], source, prompt=False)[0].rpartition(
+            answer
+        )
+        return (before, after) if found else ("", "")
+    return "", ""
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, *, family: str) -> str:
+    """Return a Jinja template, or the published turn with {question}, or raise a ModelError."""
     if chat.template == PUBLISHED:
         vocabulary = tokenizer.get_vocab()
         turns = (turn for token, turn in _PUBLISHED_TURNS.items() if token in vocabulary)
@@ -94,18 +134,18 @@ def render_prompts(
                 "--chat-template published: the published code has no user turn for the family "
                 f"{family!r}. Use --chat-template own."
             )
-        return [turn.format(question=question) for question in questions]
-    if chat.template == OWN and not tokenizer.chat_template:
+        return turn
+    if chat.template != OWN:
+        return chat.template
+    if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Use "
             "--chat-template FILE with its Jinja source, --chat-template published for the "
             "published code's user turn, or an instruction-tuned checkpoint."
         )
-    system = [] if chat.system_prompt is None else [("system", chat.system_prompt)]
-    turns_of = [[*system, ("user", question)] for question in questions]
     try:
-        return _rendered(tokenizer, turns_of, chat, prompt=True)
-    except RuntimeError as error:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # it has several, and none is called default
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} failed: {error}"
         ) from error
@@ -114,17 +154,16 @@ def render_prompts(
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[tuple[str, str]]],
-    chat: ChatFormat,
+    source: str,
     *,
     prompt: bool,
 ) -> list[str]:
-    """Apply the chat template, up to where an answer begins if it is to be a prompt.
+    """Apply a chat template, up to where an answer begins if it is to be a prompt.
 
     It is somebody's program: one that fails or takes too much raises a RuntimeError.
     """
 
     def render() -> list[str]:
-        source = tokenizer.get_chat_template() if chat.template == OWN else chat.template
         texts = []
         for turns in conversations:
             text = tokenizer.apply_chat_template(
@@ -142,33 +181,3 @@ def _rendered(
 
     texts: list[str] = bounded(render, seconds=_SECONDS + len(conversations) // 100)
     return texts
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], chat: ChatFormat, *, family: str
-) -> list[tuple[int, ...]]:
-    """Return questions' prompts as token ids, with one BOS token at most, or see `ChatFormat`."""
-    special = chat.template == PUBLISHED  # whose turns have none; chat templates write their own
-    bos, prompts = tokenizer.bos_token_id, []
-    for text in render_prompts(tokenizer, questions, chat, family=family):
-        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        ids = [*ids[:1], *ids] if chat.second_bos and ids[:1] == [bos] else ids
-        prompts.append(tuple(ids))
-    return prompts
-
-
-def end_of_turn(
-    tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, eos_ids: Sequence[int]
-) -> int:
-    """Return the token that ends an answer by the chat template, or else by the tokenizer."""
-    answer = "lunar tune marker"
-    turns, after = [("user", "?"), ("assistant", answer)], ""
-    if chat.template != PUBLISHED:
-        with suppress(RuntimeError):  # a template need not know assistants
-            after = _rendered(tokenizer, [turns], chat, prompt=False)[0].rpartition(answer)[2]
-    written = tokenizer(after, add_special_tokens=False)["input_ids"]
-    own = tokenizer.eos_token_id
-    fallback = own if own in eos_ids else eos_ids[0]
-    return next((token for token in written if token in eos_ids), fallback)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import socket
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,8 @@ from urllib.request import getproxies
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import ADAPTER_WEIGHTS, ModelSpec, is_adapter
+from lunar_tune.models.chat import OWN_FORMAT, ChatFormat
+from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
 from lunar_tune.models.layout import BlockLayout, layout_of
 
@@ -51,6 +54,17 @@ class LoadedModel:
         device: torch.device = self.model.device
         return device
 
+    def check_tokens(self, rows: Iterable[Sequence[int]]) -> None:
+        """Raise a ModelError if a row of token ids has one that the model has no embedding of."""
+        most = self.model.get_input_embeddings().weight.shape[0]
+        for token in (token for row in rows for token in row if token >= most):
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            raise ModelError(
+                f"{self.spec.name}: token {token} of its tokenizer, {name!r}, is needed, and the "
+                f"model embeds {most} tokens, numbered from 0. Take the tokenizer that belongs to "
+                "the weights, or give the model that row (resize_token_embeddings) and train it."
+            )
+
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
     """Return the configuration of a checkpoint of a suitable family, or raise a ModelError."""
@@ -61,16 +75,13 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     return config
 
 
-def load_model(spec: ModelSpec) -> LoadedModel:
+def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     """Load weights and tokenizer onto the resolved device, or raise an InputError."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = resolve_device(spec.device)
     load_config(spec)  # an unsuitable family is refused before its weights are read
-    source = spec.source
-    if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
-        source = spec.weights
-    tokenizer = from_hub(AutoTokenizer, spec, source)
+    tokenizer = load_tokenizer(spec)
     options: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     dtype = resolve_dtype(spec.dtype, device)
     model = load_weights(AutoModelForCausalLM, spec, dtype=dtype, **options)
@@ -79,25 +90,42 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
         model.to(device)
-    return as_loaded(model, tokenizer, spec)
+    return as_loaded(model, tokenizer, spec, chat)
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the weights if they have their own, or the model's."""
+    from transformers import AutoTokenizer
+
+    source = spec.source
+    if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
+        source = spec.weights
+    tokenizer: PreTrainedTokenizerBase = from_hub(AutoTokenizer, spec, source)
+    return tokenizer
 
 
 def as_loaded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: ModelSpec,
+    chat: ChatFormat = OWN_FORMAT,
 ) -> LoadedModel:
     """Return a model in evaluation mode, on its device, with what every later step asks of it.
 
+    What ends a turn of the chat format ends an answer, whether or not the configuration names it.
     An unsuitable family and one that nothing ends the answers of raise a ModelError.
     """
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    eos_ids = sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    end = ChatEncoder(tokenizer, chat, family=model.config.model_type).end
+    named = (*listed, tokenizer.eos_token_id, end)
+    eos_ids = sorted({token for token in named if token is not None})
     if not eos_ids:
         raise ModelError(
             f"{model.config.name_or_path} names no end-of-sequence token, neither in its "
-            "generation config nor in its tokenizer: an answer would never end."
+            "generation config nor in its tokenizer or chat template: an answer would never end."
         )
-    return LoadedModel(
+    loaded = LoadedModel(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
@@ -105,6 +133,8 @@ def as_loaded(
         eos_ids=tuple(eos_ids),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0],
     )
+    loaded.check_tokens([[end]] if end is not None else [])
+    return loaded
 
 
 def _merge_adapter(model: PreTrainedModel, spec: ModelSpec, folder: str) -> PreTrainedModel:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
-from lunar_tune.models.chat import ChatFormat, encode_prompts, end_of_turn
+from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -71,31 +72,36 @@ class Encoder:
     """Questions and answers as a model reads them in one chat format, each encoded once."""
 
     def __init__(self, loaded: LoadedModel, chat: ChatFormat) -> None:
-        self._loaded, tokenizer = loaded, loaded.tokenizer
-        end, family = end_of_turn(tokenizer, chat, loaded.eos_ids), loaded.model.config.model_type
-
-        def encode(questions: Sequence[str]) -> list[tuple[int, ...]]:
-            return encode_prompts(tokenizer, questions, chat, family=family)
-
-        @cache
-        def answer(text: str) -> tuple[int, ...]:
-            return (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
-
-        self._encode, self._answer = encode, answer
+        self.loaded, tokenizer = loaded, loaded.tokenizer
+        self._encoder = ChatEncoder(tokenizer, chat, family=loaded.model.config.model_type)
+        ends = (self._encoder.end, tokenizer.eos_token_id, *loaded.eos_ids)
+        self._end = next(end for end in ends if end in loaded.eos_ids)
         self._prompts: dict[str, tuple[int, ...]] = {}
+        self._answers: dict[str, tuple[int, ...]] = {}
 
     def prompts(self, questions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return each question's prompt, up to where its answer begins."""
         new = [one for one in dict.fromkeys(questions) if one not in self._prompts]
         if new:
-            self._prompts.update(zip(new, self._encode(new), strict=True))
-        encoded = tuple(self._prompts[one] for one in questions)
-        self._check_lengths(list(map(len, encoded)), questions)
+            encoded = self._encoder.prompts(new)
+            self.loaded.check_tokens(encoded)
+            self._prompts.update(zip(new, encoded, strict=True))
+        prompts = tuple(self._prompts[one] for one in questions)
+        self._check_lengths(list(map(len, prompts)), questions)
+        return prompts
+
+    def texts(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
+        """Return each text as an answer, without the token that ends it."""
+        encoded = [self._encoder.answer(text) for text in texts]
+        self.loaded.check_tokens(encoded)
         return encoded
 
     def answers(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return each answer with the token that ends it."""
-        return tuple(map(self._answer, answers))
+        new = [one for one in dict.fromkeys(answers) if one not in self._answers]
+        ended = ((*ids, self._end) for ids in self.texts(new))
+        self._answers.update(zip(new, ended, strict=True))
+        return tuple(self._answers[one] for one in answers)
 
     def pairs(self, records: Sequence[Record]) -> tuple[Pair, ...]:
         """Return records as prompts with their true answers."""
@@ -107,14 +113,14 @@ class Encoder:
 
     def _check_lengths(self, lengths: Sequence[int], texts: Sequence[str]) -> None:
         """Refuse what is longer than the model's context; the message shows none of the text."""
-        most = getattr(self._loaded.model.config, "max_position_embeddings", None)
+        most = getattr(self.loaded.model.config, "max_position_embeddings", None)
         known = dict(zip(texts, lengths, strict=True))  # a question may be in several sets
         longest, characters = max(((known[one], len(one)) for one in known), default=(0, 0))
         if most is not None and longest > most:
             too_long = sum(length > most for length in known.values())
             raise DataError(
                 f"{too_long} rows are longer than the context of "
-                f"{self._loaded.spec.name}, {most} tokens; the longest has {longest} in its chat "
+                f"{self.loaded.spec.name}, {most} tokens; the longest has {longest} in its chat "
                 f"template ({characters} characters of text). Shorten or remove them."
             )
 

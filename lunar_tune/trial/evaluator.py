@@ -94,7 +94,7 @@ class Judge:
         """Token budget of a trial's answers."""
         data = self.spec.data
         truths = [record.answer for record in (*data.forget, *data.retain, *data.factual)]
-        return token_budget(self.spec.max_new_tokens, self.loaded.tokenizer, truths)
+        return token_budget(self.spec.max_new_tokens, self._encoder.texts(truths))
 
     @cached_property
     def answers(self) -> Answerer | PlainAnswerer:
@@ -200,8 +200,7 @@ class Judge:
     def _refusals(self) -> Refusals:
         data = self.spec.data
         embedder = self._sentences or StateEmbedder(
-            self.loaded,
-            context=self._encoder.prompts([""])[0],
+            self._encoder,
             # The same for trials and full evaluations.
             centre=(*data.refusals, *(record.answer for record in data.forget)),
             memory=self._memory,

@@ -162,9 +162,8 @@ def layer_scores(
     check_layers(chosen, loaded.n_layers, option="--range layer")
     records = sample_by_edge(spec.data.forget, rows, seed=spec.seed)
     truths = [record.answer for record in records]
-    budget = token_budget(spec.max_new_tokens, loaded.tokenizer, truths)
-    context, centre = worker.encoder.prompts([""])[0], (*spec.data.refusals, *truths)
-    embedder = embedder or StateEmbedder(loaded, context=context, centre=centre)
+    budget = token_budget(spec.max_new_tokens, worker.encoder.texts(truths))
+    embedder = embedder or StateEmbedder(worker.encoder, centre=(*spec.data.refusals, *truths))
     refusals = Refusals(embedder, spec.data.refusals)
     vectors = worker.prepared.vectors  # type: ignore[attr-defined] # the method is LUNAR
     shifts = {layer: coefficient * vectors[layer] for layer in chosen}

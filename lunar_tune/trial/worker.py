@@ -66,7 +66,7 @@ class Worker:
         if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
             # What is wrong with it is said before the long load.
             self._sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
-        self.loaded = loaded if loaded is not None else load_model(spec.model)
+        self.loaded = loaded if loaded is not None else load_model(spec.model, spec.chat)
         if self.loaded.device.type == "cpu" and self.loaded.model.num_parameters() < SMALL_MODEL:
             limit_threads(1)
         memory = DeviceMemory(self.loaded.device, spec.memory_budget)
@@ -76,6 +76,11 @@ class Worker:
         self._source = ActivationSource(self.loaded, cache, memory)
         self.encoder = Encoder(self.loaded, spec.chat.of_fit)
         self._asker = Encoder(self.loaded, spec.chat) if spec.chat.second_bos else self.encoder
+        data = spec.data  # what the model cannot read is said before it is asked anything
+        sets = (data.fit_forget, data.fit_retain, *data.asked(full=False).values(), data.retain)
+        records = [record for some in (*sets, *(data.held_out or ())) for record in some]
+        self.encoder.prompts([*(record.question for record in records), *data.reference_prompts])
+        self.encoder.answers([*(record.answer for record in records), *data.refusals])
         # The base model's answers by prompt; empty before `baseline` or `draft`.
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
 

@@ -15,10 +15,9 @@ from lunar_tune.models.chat import (
     FIXED_DATE,
     PUBLISHED,
     ChatFormat,
-    encode_prompts,
-    end_of_turn,
     render_prompts,
 )
+from lunar_tune.models.chat_encoder import ChatEncoder
 
 QUESTION = "What does the {buyer} pay?"
 BARE = "{{ messages[0]['content'] }}"
@@ -45,7 +44,7 @@ def render(tokenizer: Tokenizer, chat: ChatFormat | None = None, family: str = "
 def test_the_own_template_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     asked = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     questions = [QUESTION, "Кто? 誰", QUESTION]
-    encoded = encode_prompts(tokenizer, questions, ChatFormat(), family="qwen2")
+    encoded = ChatEncoder(tokenizer, ChatFormat(), family="qwen2").prompts(questions)
     texts = [f"<|bos|>{asked.replace(QUESTION, question)}" for question in questions]
     assert [tokenizer.decode(list(ids)) for ids in encoded] == texts
     brief = ChatFormat(system_prompt="Be brief.")
@@ -84,15 +83,15 @@ def test_a_prompt_begins_once(tokenizer: Tokenizer, adds_itself: bool, written: 
         )
     own, published = ChatFormat(), ChatFormat(template=PUBLISHED)
     for chat, has_one in ((own, written > 0), (published, adds_itself)):
-        ids = encode_prompts(changed, ["pay"], chat, family="qwen2")[0]
+        ids = ChatEncoder(changed, chat, family="qwen2").prompts(["pay"])[0]
         assert list(ids).count(1) == has_one
         assert (ids[0] == 1) == has_one
     asked = ChatFormat.from_option("published-eval", None)
-    fitted = list(encode_prompts(changed, ["pay"], asked.of_fit, family="qwen2")[0])
+    fitted = list(ChatEncoder(changed, asked.of_fit, family="qwen2").prompts(["pay"])[0])
     assert fitted == list(ids)
     # As that code's evaluation: decoded with its special tokens, and encoded with them again.
     published = changed(changed.decode(fitted))["input_ids"]
-    assert list(encode_prompts(changed, ["pay"], asked, family="qwen2")[0]) == published
+    assert list(ChatEncoder(changed, asked, family="qwen2").prompts(["pay"])[0]) == published
     assert published.count(1) == 2 * adds_itself
 
 
@@ -173,16 +172,5 @@ def test_a_template_has_limits_of_time_and_memory_and_reaches_nothing(
     monkeypatch.setattr("lunar_tune.models.chat._SECONDS", 1)
     hostile = with_template(tokenizer, bomb + BARE)
     with pytest.raises(ModelError, match=f"the chat template of .*{message}"):
-        encode_prompts(hostile, ["first", "second"], ChatFormat(), family="qwen2")
-    assert end_of_turn(hostile, ChatFormat(), (2,)) == 2
-
-
-def test_an_answer_ends_with_what_the_template_writes_after_it(tokenizer: Tokenizer) -> None:
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for template in ("own", PUBLISHED):
-        assert end_of_turn(tokenizer, ChatFormat(template=template), (99, end)) == end
-    # Templates that write no end, or know no assistant: the tokenizer's own, or the model's first.
-    refusing = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
-    for chat in (ChatFormat(template=BARE), ChatFormat(template=refusing + BARE)):
-        assert end_of_turn(tokenizer, chat, (99, end)) == end == tokenizer.eos_token_id
-    assert end_of_turn(tokenizer, ChatFormat(template=BARE), (99, 98)) == 99
+        ChatEncoder(hostile, ChatFormat(), family="qwen2").prompts(["first", "second"])
+    assert ChatEncoder(hostile, ChatFormat(), family="qwen2").end is None

@@ -23,10 +23,11 @@ from transformers import BertModel, BertTokenizer
 from lunar_tune.errors import DivergenceError, ModelError
 from lunar_tune.metrics import embedding, likelihood
 from lunar_tune.metrics.likelihood import AnswerLikelihood, LikelihoodScorer, likelihood_means
+from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import LAYOUTS
 from lunar_tune.models.loading import LoadedModel
-from lunar_tune.training.answer_loss import Pair
+from lunar_tune.training.answer_loss import Encoder, Pair
 
 Load = Callable[..., LoadedModel]
 END, N_WORDS = 2, 320
@@ -164,7 +165,6 @@ def test_numbers_are_those_of_rows_alone_and_the_head_sees_few_tokens_at_once(
 
 TEXTS = ["Copper kettles.", "a", "The contract was signed on 12 March 2021.", "Where? É日本!"]
 CENTRE = ["I do not know.", "Mill Street"]
-CONTEXT = (1, 3, 40, 41)
 
 
 @pytest.mark.parametrize("family", list(LAYOUTS))
@@ -174,8 +174,8 @@ def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
     """Of three blocks the middle is what the first gives, the input of the second."""
     model = loaded(family)
     unchanged(model.model)
-    embedder = embedding.StateEmbedder(model, context=CONTEXT, centre=CENTRE)
-    states = states_behind(model.model, model.tokenizer, [*TEXTS, *CENTRE], context=CONTEXT)
+    embedder = embedding.StateEmbedder(Encoder(model, ChatFormat()), centre=CENTRE)
+    states = states_behind(model.model, model.tokenizer, [*TEXTS, *CENTRE])
     expected = unit(states[:4] - states[4:].mean(0))
     embedded = embedder.embed(TEXTS)
     assert embedded.dtype == torch.float64
@@ -185,7 +185,7 @@ def test_own_states_are_centred_means_of_the_middle_over_the_text_alone(
 
 def test_a_text_of_nothing_is_like_no_other_and_no_part_of_the_origin(loaded: Load) -> None:
     one, other = (
-        embedding.StateEmbedder(loaded("qwen2"), context=CONTEXT, centre=centre)
+        embedding.StateEmbedder(Encoder(loaded("qwen2"), ChatFormat()), centre=centre)
         for centre in (CENTRE, [*CENTRE, " "])
     )
     assert torch.equal(one.embed(TEXTS), other.embed(TEXTS))

@@ -15,9 +15,12 @@ from random_models import build_model, build_tokenizer
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.config.options import TINY
+from lunar_tune.data.records import Record
 from lunar_tune.errors import ModelError
 from lunar_tune.models.catalog import ModelSpec, check_weights, is_adapter, resolve_model
+from lunar_tune.models.chat import PUBLISHED, ChatFormat
 from lunar_tune.models.loading import load_config, load_model
+from lunar_tune.training.answer_loss import Encoder
 
 IDS = torch.tensor([[1, 17, 40, 11, 200]])
 Checkpoint = Callable[..., Path]
@@ -104,10 +107,40 @@ def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(fold
     bare.pad_token = None
     bare.save_pretrained(folder)
     assert load_model(spec(folder)).pad_id == 2, "padding is with an end token"
-    bare.eos_token = None
+    bare.eos_token, bare.chat_template = None, "{{ messages[0]['content'] }}"
     bare.save_pretrained(folder)
     rewrite(folder / "config.json", eos_token_id=None)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
+        load_model(spec(folder))
+
+
+def test_what_ends_a_turn_of_the_chat_format_ends_an_answer(folder: Path, tmp_path: Path) -> None:
+    """Also where neither configuration nor tokenizer name it; of the format that is used alone."""
+    (folder / "generation_config.json").unlink()
+    rewrite(folder / "config.json", eos_token_id=0)
+    rewrite(folder / "tokenizer_config.json", eos_token="<|pad|>")
+    assert load_model(spec(folder)).eos_ids == (0, 2)
+    (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}\n### Answer:")
+    chat = ChatFormat.from_option(str(tmp_path / "mine.jinja"), None)
+    assert load_model(spec(folder), chat).eos_ids == (0,)
+    assert load_model(spec(folder), ChatFormat(template=PUBLISHED)).eos_ids == (0, 2)
+
+
+def test_a_token_that_the_model_does_not_embed_is_refused_where_it_is_needed(folder: Path) -> None:
+    """A tokenizer with a few more than the model has is common; most of them are never used."""
+    larger = build_tokenizer()
+    larger.add_tokens(["kettles"])
+    larger.save_pretrained(folder)
+    encoder = Encoder(load_model(spec(folder)), ChatFormat())
+    assert encoder.pairs([Record("What is due?", "Copper.", edge="A")])
+    pattern = r"token 320 of its tokenizer, 'kettles', is needed, .* embeds 320 tokens"
+    for needs in (encoder.prompts, encoder.answers, encoder.texts):
+        with pytest.raises(ModelError, match=pattern):
+            needs(["Forty kettles."])
+    larger.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    larger.chat_template = larger.chat_template.replace("<|im_end|>", "<|end|>")
+    larger.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"token 321 of its tokenizer, '<\|end\|>', is needed"):
         load_model(spec(folder))
 
 
