@@ -87,7 +87,11 @@ class Search(SearchResults):
     plot_layers = charts.layers
 
     def ask(
-        self, *questions: str, trial: int | None = None, max_new_tokens: int = 128
+        self,
+        *questions: str,
+        trial: int | None = None,
+        max_new_tokens: int = 128,
+        trust_remote_code: bool | None = None,
     ) -> pd.DataFrame:
         """Ask the base model and the unlearned model questions, and return a row for each.
 
@@ -98,6 +102,8 @@ class Search(SearchResults):
             *questions: Any, also such as are not in the data.
             trial: Number of the trial; None is the confirmed best.
             max_new_tokens: Token budget of an answer.
+            trust_remote_code: Whether code of the checkpoint may run; a search that ran it is
+                refused with None.
         """
         import pandas as pd
 
@@ -106,7 +112,7 @@ class Search(SearchResults):
         from lunar_tune.trial.single import asking
 
         problems, row = Problems(), self.trial(trial)
-        spec = assemble_again(self, problems)
+        spec = assemble_again(self, problems, trust_remote_code=trust_remote_code)
         problems.raise_if_any()
         epochs = len(row.losses) or None
         spec = materialise(spec, screen())
@@ -121,6 +127,7 @@ class Search(SearchResults):
         format: str = "checkpoint",
         trial: int | None = None,
         device: str | None = None,
+        trust_remote_code: bool | None = None,
         quiet: bool = False,
     ) -> Exported:
         """Write a trial's unlearned model as files that load without lunar-tune, and prove it.
@@ -133,12 +140,20 @@ class Search(SearchResults):
             format: checkpoint (a whole model), adapter (PEFT LoRA) or adapter:RANK.
             trial: Number of the trial; None is the confirmed best.
             device: cpu, cuda or auto; None is the search's.
+            trust_remote_code: As for `ask`.
             quiet: Whether to show nothing meanwhile.
         """
         from lunar_tune.export.export_job import ExportJob
         from lunar_tune.export.writing import export
 
-        job = ExportJob.plan(self.folder.path, Path(save), number=trial, form=format, device=device)
+        job = ExportJob.plan(
+            self.folder.path,
+            Path(save),
+            number=trial,
+            form=format,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
         exported = export(job, screen(quiet=quiet))
         exported.raise_if_unproven()
         return exported

@@ -8,6 +8,7 @@ import math
 import re
 import textwrap
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -42,12 +43,20 @@ def screen(*, quiet: bool = False) -> Console:
 
 def say(console: Console, text: str) -> None:
     """Print a line as it stands, however long it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(console: Console, text: str) -> None:
     """Print a warning."""
-    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+    console.print(Text.assemble(("warning: ", "bold yellow"), visible(text)), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Return text with control characters, which may steer a terminal, as Python writes them."""
+    return "".join(
+        repr(sign)[1:-1] if unicodedata.category(sign) == "Cc" and sign != "\n" else sign
+        for sign in text
+    )
 
 
 def build_progress(console: Console) -> Progress:

@@ -17,6 +17,7 @@ from lunar_tune.driver.space import SearchSpace, open_study
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder, write_answers
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.study.study import Study
 from lunar_tune.tracking.places import FOLDER
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
@@ -94,7 +95,9 @@ def make_search(
         complete(study, number, trial_result(forget, retain, forget_rows=12), digest=digest)
     study.note("confirmed", {"number": BEST, "scores": CONFIRMED, "max_new_tokens": 512})
     study.note("status", "FINISHED")
-    folder.config.write_text("a: 1\n")
+    config, given = SearchConfig(tracking_uri=uri), {"tracking_uri": "command line"}
+    document = configuration_document(config, given=given if uri else {}, derived={}, resolved={})
+    folder.config.write_text(document)
     for place in ("report.md", "page.html", "pictures/history.png", "pictures/answers/a.svg"):
         (folder.path / place).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / place).write_text(place)

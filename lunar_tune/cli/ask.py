@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.text import Text
 from lunar_tune.cli.commands import Command, TrialOptions
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions
-from lunar_tune.display import say
+from lunar_tune.display import say, visible
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 
@@ -65,7 +64,12 @@ def ask(options: AskOptions, problems: Problems) -> None:
         with problems.collect():
             row = results.trial(options.trial)
         with problems.collect():
-            spec = assemble_again(results, problems, device=options.device)
+            spec = assemble_again(
+                results,
+                problems,
+                device=options.device,
+                trust_remote_code=options.trusted,
+            )
     problems.raise_if_any()
     is_typed = not options.questions and sys.stdin.isatty()
     batches = _typed() if is_typed else [options.questions or _piped()]
@@ -128,14 +132,5 @@ def _answers(one: SideBySide, *, with_question: bool) -> Table:
     if one.truth is not None:
         rows.append(("true answer", f"{one.truth} ({one.set_name})"))
     for label, text in rows:
-        table.add_row(label, _shown(text))
+        table.add_row(label, Text(visible(text)))
     return table
-
-
-def _shown(text: str) -> Text:
-    """Return text as it stands, with control characters, which a model may say, made visible."""
-    visible = (
-        repr(sign)[1:-1] if unicodedata.category(sign) == "Cc" and sign != "\n" else sign
-        for sign in text
-    )
-    return Text("".join(visible))

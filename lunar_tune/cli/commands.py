@@ -26,10 +26,11 @@ from lunar_tune.config.fields import (
     help_of,
     option,
     options_of,
+    permissions_in,
     same_option,
     types_of,
 )
-from lunar_tune.config.options import GROUPS, OUTPUT, SUBJECT, Reused, SearchConfig
+from lunar_tune.config.options import GROUPS, OUTPUT, SUBJECT, Reused, SearchConfig, check_permitted
 from lunar_tune.display import screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable_file
@@ -71,6 +72,12 @@ class TrialOptions(CommonOptions):
     """Folder in which searches are found by name."""
     device: str | None = same_option(SearchConfig, "device", default=None)
     """cpu, cuda or auto. Default: the search's."""
+    trust_remote_code: bool = same_option(SearchConfig, "trust_remote_code")
+
+    @property
+    def trusted(self) -> bool | None:
+        """Whether code of the checkpoint may run; None where the command does not say it."""
+        return self.trust_remote_code if "trust_remote_code" in self.given else None
 
 
 class Command:
@@ -129,6 +136,8 @@ class Command:
             origins = dict.fromkeys(values, "command line")
             if (file := values.get("config")) is not None:
                 stated = self._from_file(file)
+                permissions = permissions_in(self.options, stated)
+                check_permitted(f"{file}: holds", permissions, typed.keys())
                 origins = dict.fromkeys(stated, str(file)) | origins
                 values = {**stated, **values}
             problems = Problems()

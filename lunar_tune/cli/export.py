@@ -59,6 +59,7 @@ def export(options: ExportOptions, problems: Problems) -> None:
             number=options.trial,
             form=options.format,
             device=options.device,
+            trust_remote_code=options.trusted,
             problems=problems,
         )
         from lunar_tune.export.writing import export as run_export

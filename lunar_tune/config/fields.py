@@ -51,6 +51,9 @@ class Option:
     written: bool = False  # whether it names a file to write
     stored: bool = True
     """Whether it is part of what is kept of a search, and of the command that gives it again."""
+    permission: bool = False
+    """Whether it lets others' code run or names a host that is told data and passwords: only the
+    command line of a run gives it, no file that somebody may have written."""
     same_as: tuple[Any, str] | None = field(default=None, compare=False)
     """Class and name of the option that it repeats."""
 
@@ -101,6 +104,15 @@ def _texts_below(owner: type) -> Mapping[str, str]:
             text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
             texts[ast.unparse(declared.target)] = " ".join(text.split())
     return texts
+
+
+def permissions_in(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options that only a command line gives, without defaults."""
+    return {
+        name: values[name]
+        for name, said in options_of(owner).items()
+        if said.permission and name in values and values[name] != getattr(owner, name)
+    }
 
 
 types_of = typing.get_type_hints  # of each field of a class

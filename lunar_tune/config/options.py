@@ -5,12 +5,21 @@ from __future__ import annotations
 import functools
 import math
 import os
+import shlex
 import urllib.parse
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lunar_tune.config.fields import check_values, flag_of, option, same_option
+from lunar_tune.config.fields import (
+    check_values,
+    flag_of,
+    option,
+    options_again,
+    permissions_in,
+    same_option,
+)
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_plain
@@ -49,7 +58,7 @@ class ModelOptions(Concise):
     evaluation asks Llama 3 and Gemma) or a Jinja file."""
     system_prompt: str | None = model_option(None)
     """System turn before each question; without it the template decides."""
-    trust_remote_code: bool = model_option(False)
+    trust_remote_code: bool = model_option(False, resume=True, permission=True)
     """Let Python code that comes with the checkpoint run."""
 
 
@@ -227,7 +236,7 @@ class SearchConfig(RunOptions):
     """Name of the search. Default: model, data, method, time."""
     resume: str | None = place_option(None, metavar="SEARCH", common=True, stored=False)
     """Resume a search with the options that it was begun with."""
-    tracking_uri: str | None = place_option(None, metavar="URI", resume=True)
+    tracking_uri: str | None = place_option(None, metavar="URI", resume=True, permission=True)
     """MLflow tracking URI. Default: a sqlite file in the output folder."""
     in_process: bool = place_option(False, common=True, resume=True)
     """Run trials in this process, one after another, without Ray."""
@@ -235,8 +244,13 @@ class SearchConfig(RunOptions):
     """GPUs per trial; may be a fraction. Default: 1 if there is a GPU."""
     concurrency: int | None = place_option(None, least=1, resume=True)
     """Trials at once. Default: as many as fit."""
-    address: str | None = place_option(None, metavar="HOST:PORT|auto", resume=True)
+    address: str | None = place_option(None, metavar="HOST:PORT|auto", resume=True, permission=True)
     """Address of a Ray cluster. Default: start Ray on this machine."""
+
+    def resuming(self, folder: Path) -> list[str]:
+        """Return the options that resume the search in a folder, permissions of this run's too."""
+        rights = permissions_in(SearchConfig, vars(self))
+        return ["--resume", str(folder), *options_again(self, rights)]
 
     def check(self) -> None:
         """Check the values that need nothing else to be known, or raise an InputError."""
@@ -278,6 +292,24 @@ class SearchConfig(RunOptions):
                 f"--address {self.address}: a search cannot run through Ray Client. Start it on a "
                 "machine of the cluster with --address auto."
             )
+
+
+def check_permitted(
+    who: str, asked: Mapping[str, Any], given: Collection[str], *, command: str = ""
+) -> None:
+    """Raise an InputError for permissions that a file asks for and the command line does not give.
+
+    `who` says of which file, and that it asks; `command` is what to run with the missing ones.
+    """
+    missing = {name: value for name, value in asked.items() if name not in given}
+    if missing:
+        flags = shlex.join(options_again(SearchConfig(**missing), missing))
+        how = f"run: {command} {flags}" if command else f"repeat the command with {flags}"
+        raise InputError(
+            f"{who} {flags}. Whether code of a model runs, and which machines hear of data and "
+            "passwords, is decided on the command line alone, not by a file. If you trust whoever "
+            f"wrote that, {how}"
+        )
 
 
 def _is_store(uri: str) -> bool:

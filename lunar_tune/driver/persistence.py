@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import kept_uri, with_password
+from lunar_tune.tracking.store import kept_uri, of_environment, with_password
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
@@ -158,12 +159,24 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
                 "trials would not compare. Leave the option out, or start a new search."
             )
     changed["output"] = folder.path.parent
-    uri = changed.get("tracking_uri", stored.search.tracking_uri)
-    if uri is not None:
-        with problems.collect():
-            changed["tracking_uri"] = with_password(uri, folder.name)
+    with problems.collect():
+        changed |= _permitted(stored, given, folder)
     config = dataclasses.replace(stored.search, resume=folder.name, **changed)
     return config, stored.origins
+
+
+def _permitted(stored: StoredConfig, given: Mapping[str, Any], folder: Folder) -> Mapping[str, Any]:
+    """Return the permissions of a search that this run gives again, or raise an InputError."""
+    permitted = {name: given.get(name) for name in stored.permissions}
+    if given.get("in_process"):
+        permitted.pop("address", None)
+    if (kept := stored.permissions.get("tracking_uri")) is not None:
+        permitted["tracking_uri"] = given.get("tracking_uri") or of_environment(kept)
+    command = ("python", "-m", "lunar_tune.search", "--resume", str(folder.path))
+    stored.check_permitted(permitted, command=shlex.join(command))
+    if (uri := permitted.get("tracking_uri")) is not None:
+        permitted["tracking_uri"] = with_password(uri, folder.name)
+    return permitted
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:

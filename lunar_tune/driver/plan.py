@@ -210,7 +210,7 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
         name = safe_name(f"{about}-{method}")
     path = config.output / name
     if config.resume is None:
-        _check_free(path)
+        _check_free(path, config)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -221,14 +221,14 @@ def make_folder(config: SearchConfig, spec: TrialSpec) -> Folder:
 def check_output(config: SearchConfig) -> None:
     """Check that a search's folder can be made, without making it, or raise an InputError."""
     if config.name is not None and is_plain(config.name) and config.resume is None:
-        _check_free(config.output / config.name)
+        _check_free(config.output / config.name, config)
     check_writable(config.output, f"--output {config.output}")
 
 
-def _check_free(path: Path) -> None:
+def _check_free(path: Path, config: SearchConfig) -> None:
     if Folder(path).is_taken:
+        resuming = shlex.join(config.resuming(path))
         raise InputError(
             f"--name {path.name}: {path} exists already. Resume that search (python -m "
-            f"lunar_tune.search --resume {shlex.quote(str(path))}), choose another name, or delete "
-            "the folder."
+            f"lunar_tune.search {resuming}), choose another name, or delete the folder."
         )

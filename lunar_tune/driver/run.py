@@ -119,8 +119,8 @@ def run_search(
     if alike is not None:
         console.print(
             f"[yellow]the same search is unfinished:[/yellow] {escape(alike.name)} (resume it: "
-            f"python -m lunar_tune.search --resume {escape(shlex.quote(str(alike.path)))}); this "
-            "is a new search",
+            f"python -m lunar_tune.search {escape(shlex.join(plan.config.resuming(alike.path)))}); "
+            "this is a new search",
             soft_wrap=True,
         )
     plan = dataclasses.replace(plan, spec=materialise(plan.spec, console))

@@ -74,7 +74,7 @@ class SearchSession:
         except OSError as error:
             raise LunarTuneError(
                 f"{error}. What was computed is kept: free the disk, then resume with lunar-tune "
-                f"search --resume {shlex.quote(str(self.folder.path))}"
+                f"search {shlex.join(self.plan.config.resuming(self.folder.path))}"
             ) from error
         return code
 

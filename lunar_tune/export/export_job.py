@@ -51,6 +51,7 @@ class ExportJob:
         number: int | None = None,
         form: str = "checkpoint",
         device: str | None = None,
+        trust_remote_code: bool | None = None,
         problems: Problems | None = None,
     ) -> ExportJob:
         """Check what is to be exported, the best trial or one by number, or raise an InputError."""
@@ -68,7 +69,9 @@ class ExportJob:
                 row = found.trial(number)
                 answers = found.answer_rows(row.number, full=row == found.best)
             with problems.collect():
-                spec = assemble_again(found, problems, device=device)
+                spec = assemble_again(
+                    found, problems, device=device, trust_remote_code=trust_remote_code
+                )
                 if kind == "adapter":
                     check_adapter(spec, rank)
         problems.raise_if_any()
@@ -123,15 +126,28 @@ def check_adapter(spec: TrialSpec, rank: str) -> None:
 
 
 def assemble_again(
-    search: StoredSearch, problems: Problems, *, device: str | None = None
+    search: StoredSearch,
+    problems: Problems,
+    *,
+    device: str | None = None,
+    trust_remote_code: bool | None = None,
 ) -> TrialSpec:
     """Return what a search's trials shared, to run one again for ROUGE, or raise an InputError.
 
-    In `problems` is noted which file of data has changed. No device is the search's.
+    In `problems` is noted which file of data has changed. No device is the search's; code of its
+    model is trusted by nobody but who runs this.
     """
     options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
-    device = device or options.device
-    spec = assemble(dataclasses.replace(options, device=device, metrics=(), embedding_model=None))
+    search.config.check_permitted({"trust_remote_code": trust_remote_code})
+    spec = assemble(
+        dataclasses.replace(
+            options,
+            device=device or options.device,
+            trust_remote_code=bool(trust_remote_code),
+            metrics=(),
+            embedding_model=None,
+        )
+    )
     sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
     changed: dict[str, list[str]] = {}
     for name, digest in spec.data.digests().items():

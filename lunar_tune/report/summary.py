@@ -130,7 +130,7 @@ def next_commands(
         return [_shown(Path(sys.executable)), "-m", f"lunar_tune.{name}", *more]
 
     if results.ending is not None:
-        commands["resume the search:"] = command("search", "--resume", here)
+        commands["resume the search:"] = command("search", *config.resuming(Path(here)))
     if first is not None:
         purpose = f"compare the trials in MLflow ({BEST_FILTER} filters the best):"
         commands[purpose] = command("compare", here)

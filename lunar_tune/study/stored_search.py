@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_jsonable_python
 
-from lunar_tune.config.fields import from_document, options_of
-from lunar_tune.config.options import AUTO, OWN, RunOptions, SearchConfig
+from lunar_tune.config.fields import from_document, options_of, permissions_in
+from lunar_tune.config.options import AUTO, OWN, RunOptions, SearchConfig, check_permitted
 from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
@@ -75,6 +75,8 @@ class StoredConfig(Concise):
     origins: Mapping[str, str]
     """Where values come from that were not left at their default, by field name."""
     resolved: Mapping[str, Any]  # what there is beside options: space, digests of data, versions
+    permissions: Mapping[str, Any]
+    """What the search was permitted (`config.fields.Option`), which `search` is not."""
 
     @classmethod
     def read(cls, folder: Folder) -> StoredConfig:
@@ -109,13 +111,22 @@ class StoredConfig(Concise):
         values = from_document(SearchConfig, kept, source=str(folder.config))
         for name in values.keys() & {name for name, said in known.items() if said.place}:
             values[name] = _placed(values[name], resolved)
+        permissions = permissions_in(SearchConfig, values)
+        values = {name: value for name, value in values.items() if name not in permissions}
         values |= {"output": folder.path.parent, "name": folder.name}
         origins = {key: str(said.get("origin")) for key, said in told.items()}
         return cls(
             search=SearchConfig(**values),
             origins={key: one for key, one in origins.items() if one not in {DEFAULT, DERIVED}},
             resolved=resolved,
+            permissions=permissions,
         )
+
+    def check_permitted(self, given: Mapping[str, Any], *, command: str = "") -> None:
+        """Raise an InputError if the search was permitted what is None in `given`."""
+        asked = {name: value for name, value in self.permissions.items() if name in given}
+        known = [name for name, value in given.items() if value is not None]
+        check_permitted(f"{self.search.name}: was searched with", asked, known, command=command)
 
     @property
     def trial_options(self) -> RunOptions:

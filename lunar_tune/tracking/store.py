@@ -59,8 +59,7 @@ def with_password(kept: str, search: str) -> str:
     """Return a usable address, from one that `kept_uri` has masked, or raise an InputError."""
     if not is_masked(kept):
         return kept
-    given = os.environ.get(_URI_VARIABLE)
-    if given is not None and without_password(given) == kept:
+    if (given := of_environment(kept)) is not None:
         return given
     raise InputError(
         f"{search}: the store {kept} needs a password, which is not kept; give the whole address "
@@ -68,20 +67,28 @@ def with_password(kept: str, search: str) -> str:
     )
 
 
-def store_of(search: StoredSearch, given: str | None = None) -> str:
-    """Return the URI of a search's store, moved with it or `given`, or raise an InputError.
+def of_environment(kept: str) -> str | None:
+    """Return the address in MLflow's own variable if it names the same store, else None."""
+    own = os.environ.get(_URI_VARIABLE)
+    return own if own is not None and without_password(own) == kept else None
 
-    One that was told of none has that of the folder that it lies in now.
+
+def store_of(search: StoredSearch, given: str | None = None) -> str:
+    """Return the URI of a search's store, or raise an InputError.
+
+    It is the one beside where the folder is now, or one that is `given` or that the environment
+    names: an address in a folder may be a stranger's, who would be told passwords.
     """
-    uri: str = given or search.study.notes["mlflow"]["uri"]
-    with suppress(InputError):  # a configuration that cannot be read
-        if given is None and search.config.search.tracking_uri is None:
-            uri = default_tracking_uri(search.folder.path.parent)
-    file = sqlite_file(uri)
+    kept = None
+    with suppress(InputError):  # a configuration that cannot be read permits nothing
+        kept = search.config.permissions.get("tracking_uri")
+    uri = given or (of_environment(kept) if kept is not None else None)
+    if kept is not None and uri is None:
+        search.config.check_permitted({"tracking_uri": None})
+    file = sqlite_file(given or "")
     if file is not None and not file.is_file():
-        if given is not None:
-            raise InputError(f"--tracking-uri {given}: there is no such file.")
-        uri = default_tracking_uri(search.folder.path.parent)
+        raise InputError(f"--tracking-uri {given}: there is no such file.")
+    uri = uri or default_tracking_uri(search.folder.path.parent)
     return with_password(uri, search.folder.name)
 
 

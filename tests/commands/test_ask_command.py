@@ -15,8 +15,11 @@ import pytest
 from command_lines import without_ray
 from shared_searches import SharedSearch
 
-from lunar_tune.cli.ask import _shown
+import lunar_tune as lt
 from lunar_tune.cli.ask import ask as COMMAND
+from lunar_tune.cli.export import export as EXPORT
+from lunar_tune.display import visible
+from lunar_tune.errors import InputError
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 refused = partial(command_lines.refused, COMMAND)
@@ -83,7 +86,7 @@ def test_a_terminal_is_asked_until_there_is_nothing_more(
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
-    assert _shown("a\x1b[2J\tb\nc[red]").plain == "a\\x1b[2J\\tb\nc[red]"
+    assert visible("a\x1b[2J\tb\nc[red]") == "a\\x1b[2J\\tb\nc[red]"
 
 
 def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
@@ -102,6 +105,28 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
         ((KNOWN, " "), "a question is empty"),
     ):
         assert said in refused(str(search), *arguments)
+
+
+def test_a_folder_does_not_decide_that_code_of_its_model_runs(
+    search: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the command nor for Python; `--register` tells no password to its address."""
+    asking = Mock(side_effect=InputError("would load"))
+    monkeypatch.setattr("lunar_tune.trial.single.asking", asking)
+    for name, value in (("trust_remote_code", True), ("tracking_uri", "http://evil.example")):
+        changed(search, "options", name, {"value": value, "origin": "command line"})
+    needed = "was searched with --trust-remote-code. "
+    assert needed in refused(str(search), KNOWN)
+    with pytest.raises(InputError, match=needed):
+        lt.load(search).ask(KNOWN)
+    asking.assert_not_called()
+    for flag, runs in (("--trust-remote-code", True), ("--no-trust-remote-code", False)):
+        assert "would load" in refused(str(search), KNOWN, flag)
+        assert asking.call_args.args[0].model.trust_remote_code == runs
+    save = ("--save", str(search.parent / "saved"), "--register", "x")
+    message = command_lines.refused(EXPORT, str(search), *save)
+    for part in ("2 things are wrong", needed, "with --tracking-uri http://evil.example. "):
+        assert part in message
 
 
 def test_data_or_weights_that_are_gone_or_changed_are_said(

@@ -94,8 +94,11 @@ def test_another_store_is_taken_with_its_password_or_refused(
 ) -> None:
     folder = make_search(tmp_path, "one", "http://me:***@host:5000", mirrored=False)
     search = SearchResults.read(folder.path)
-    with pytest.raises(InputError, match=r"one: the store .* needs a password"):
+    refusal = r"one: was searched with --tracking-uri 'http://me:\*\*\*@host:5000'\."
+    with pytest.raises(InputError, match=refusal):
         store_of(search)
+    with pytest.raises(InputError, match=r"one: the store .* needs a password"):
+        store_of(search, "http://me:***@host:5000")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     assert store_of(search) == "http://me:secret@host:5000"
     assert store_of(search, "http://host:1") == "http://host:1"

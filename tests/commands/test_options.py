@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from lunar_tune.cli.commands import Command
 from lunar_tune.cli.main import COMMANDS, command_of
 from lunar_tune.cli.search import SearchOptions
 from lunar_tune.cli.search import search as COMMAND
-from lunar_tune.config.fields import flag_of, help_of, options_again, options_of
+from lunar_tune.config.fields import flag_of, help_of, options_again, options_of, permissions_in
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems
 from lunar_tune.study.stored_search import configuration_document
@@ -171,11 +172,14 @@ def test_a_file_gives_what_flags_give_and_flags_win(tmp_path: Path) -> None:
         for name, value in (VALUES | {"output": "else where"}).items()
     }
     file.write_text(write_yaml(plain))
-    options, given = read("--config", str(file))
+    asked = permissions_in(SearchConfig, VALUES)
+    permitted = arguments_of(asked)
+    assert f"{file}: holds {shlex.join(permitted)}. " in refused(COMMAND, "--config", file)
+    options, given = read("--config", str(file), *permitted)
     assert stored(options) == VALUES
-    assert {given[name] for name in VALUES} == {str(file)}
+    assert {given[name] for name in VALUES.keys() - asked} == {str(file)}
 
-    winning = ("--seed", "9", "--text", "--no-holdout", "--fix", "layer=1")
+    winning = (*permitted, "--seed", "9", "--text", "--no-holdout", "--fix", "layer=1")
     options, given = read("--config", str(file), *winning)
     won = {"seed": 9, "text": True, "holdout": False, "fix": ("layer=1",)}
     assert stored(options) == VALUES | won
@@ -197,7 +201,9 @@ def test_a_searchs_own_file_gives_its_configuration(tmp_path: Path) -> None:
     config = SearchConfig(**VALUES, name="first")
     given = dict.fromkeys(VALUES, "command line") | {"name": "command line"}
     file.write_text(configuration_document(config, given=given, derived={}, resolved={"a": 1}))
-    options, _ = read("--config", str(file))
+    permitted = arguments_of(permissions_in(SearchConfig, VALUES))
+    assert f"{file}: holds {shlex.join(permitted)}. " in refused(COMMAND, "--config", file)
+    options, _ = read("--config", str(file), *permitted)
     assert stored(options) == VALUES
     assert options.name is None, "another search has another name"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import shlex
 import signal
 import typing
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from rich.console import Console
 from test_study import run_trials, study_in
 
 from lunar_tune import __version__
-from lunar_tune.config.fields import flag_of, options_of, types_of
+from lunar_tune.config.fields import flag_of, options_again, options_of, types_of
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.loop import SearchLoop
 from lunar_tune.driver.persistence import (
@@ -113,7 +114,7 @@ def test_files_and_a_store_named_relative_to_another_folder_are_found(
     plan = plan_search(SearchConfig(output=tmp_path / "runs", tracking_uri=options["uri"]))
     given = {"tracking_uri": "command line"}
     folder.config.write_text(search_document(plan, **options, resources=ONE_CPU, given=given))
-    uri = StoredConfig.read(folder).search.tracking_uri
+    uri = StoredConfig.read(folder).permissions["tracking_uri"]
     assert uri == f"sqlite:///{here.resolve() / 'here.db'}"
 
 
@@ -214,6 +215,43 @@ def test_what_an_option_says_of_resuming_is_what_resuming_does(tmp_path: Path) -
         assert same.messages == [], f"{name}: what it was told may be told again"
 
 
+PERMISSIONS = {
+    "trust_remote_code": True,
+    "address": "10.0.0.1:6379",
+    "tracking_uri": "http://evil.example/\x1b[2J",
+}
+
+
+def test_what_a_folder_permits_itself_is_asked_for_with_the_whole_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's folder would else run code, or be sent the tokens of MLflow's variables."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    monkeypatch.setattr("lunar_tune.driver.plan.check_address", lambda _: None)
+    _, folder = begun(tmp_path, **PERMISSIONS)
+    stored = StoredConfig.read(folder)
+    assert stored.permissions == PERMISSIONS
+    assert [getattr(stored.search, name) for name in PERMISSIONS] == [False, None, None]
+    options: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
+    config, _ = resumed(options, problems := Problems())
+    (said,) = problems.messages
+    flags = options_again(SearchConfig(**PERMISSIONS), PERMISSIONS)
+    assert said.endswith(f"--resume {folder.path} {shlex.join(flags)}")
+    assert (config.trust_remote_code, config.address, config.tracking_uri) == (False, None, None)
+    for name in PERMISSIONS:
+        without = options | {other: PERMISSIONS[other] for other in PERMISSIONS if other != name}
+        resumed(without, problems := Problems())
+        assert f"was searched with {flag_of(name)}" in problems.messages[0]
+    config, _ = resumed(options | PERMISSIONS, problems := Problems())
+    assert problems.messages == []
+    assert {name: getattr(config, name) for name in PERMISSIONS} == PERMISSIONS
+    assert shlex.join(config.resuming(folder.path)) == said.partition("lunar_tune.search ")[2]
+    declined = {**PERMISSIONS, "trust_remote_code": False, "in_process": True}
+    del declined["address"]
+    config, _ = resumed(options | declined, problems := Problems())
+    assert (problems.messages, config.trust_remote_code, config.address) == ([], False, None)
+
+
 def test_a_password_that_was_not_kept_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +259,9 @@ def test_a_password_that_was_not_kept_is_asked_for(
     options: dict[str, Any] = {"resume": "n", "output": tmp_path / "runs"}
     resumed(options, problems := Problems())
     (said,) = problems.messages
-    assert "n: the store http://me:***@host needs a password" in said
+    assert "n: was searched with --tracking-uri 'http://me:***@host'. " in said
+    resumed(options | {"tracking_uri": "http://me:***@host"}, problems := Problems())
+    assert "n: the store http://me:***@host needs a password" in problems.messages[0]
     whole = "http://me:other@host"
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", whole)

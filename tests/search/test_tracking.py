@@ -496,10 +496,10 @@ def test_searches_on_a_server_are_compared_there(server: str, tmp_path: Path) ->
         make_search(tmp_path, name, server, mirrored=name == "two") for name in ("one", "two")
     ]
     with FileLock(folders[0].lock):  # the search still runs, and writes its runs itself
-        result = without_ray(COMPARE, folders[0].path)
+        result = without_ray(COMPARE, folders[0].path, "--tracking-uri", server)
     assert result.exit_code == 2
     assert f"one: {server} does not have its runs" in result.stderr
-    result = without_ray(COMPARE, *(folder.path for folder in folders))
+    result = without_ray(COMPARE, *(one.path for one in folders), "--tracking-uri", server)
     assert result.exit_code == 0, result.output
     pages = dict(re.findall(r"^(.+): (http\S+)$", result.stdout, flags=re.MULTILINE))
     assert list(pages) == ["charts of one, two", "trials of one, two", "all trials", "all searches"]
@@ -517,7 +517,8 @@ def test_each_registration_is_a_version_the_alias_is_the_best(
 
     def registered(number: int) -> int:
         row = search.trial(number)
-        facts = {"row": row, "scores": row.scores, "form": "adapter"}
+        facts: dict[str, Any] = {"row": row, "scores": row.scores, "form": "adapter"}
+        facts["tracking_uri"] = search.study.notes["mlflow"]["uri"]
         return register_model(search, exported, name, **facts)
 
     assert registered(BEST) == 1
