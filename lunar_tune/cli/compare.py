@@ -48,8 +48,9 @@ def compare(options: CompareOptions, problems: Problems) -> None:
 
     `lunar-tune compare runs/ONE runs/OTHER --save both.html`
 
-    The UI can be reached from this machine only and runs until Ctrl-C. Searches on a tracking
-    server are compared there. Of a search that still runs, the trials that have ended are shown.
+    The UI can be reached from this machine only, by who knows the printed addresses, and runs until
+    Ctrl-C; it shows runs and keeps views. Searches on a tracking server are compared there. Of a
+    search that still runs, the trials that have ended are shown.
     """
     from lunar_tune.report.results import SearchResults, write_static_page
     from lunar_tune.study.folder import searches_in
@@ -100,7 +101,7 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
-    from lunar_tune.tracking.ui import served
+    from lunar_tune.tracking.ui import opening_page, served
 
     # Before the server starts, which would bring an older store up to date at the same time.
     views = _written(results, uri)
@@ -114,7 +115,8 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
         # Without a screen Python would start a browser in this terminal.
         screens = (os.environ.get("DISPLAY"), os.environ.get("WAYLAND_DISPLAY"))
         if sys.platform != "linux" or any(screens):
-            webbrowser.open(views[0].address(server))
+            page = views[0].address(server)
+            webbrowser.open(page if wait is None else running.enter_context(opening_page(page)))
         if wait is not None:
             console.print("Ctrl-C stops MLflow's UI", highlight=False)
             wait()

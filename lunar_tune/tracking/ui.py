@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,11 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
+from urllib.request import ProxyHandler, build_opener
 
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.tracking import ui_server
 from lunar_tune.tracking.runs import SEARCH, TRIAL_OF
 from lunar_tune.tracking.store import sqlite_file
 
@@ -178,46 +184,62 @@ def _scores(group: Sequence[Shown]) -> list[str]:
 def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Inside, a server for a store answers; it ends with all of its processes.
 
-    Given are its address, and what waits until it ends. Ctrl-C and, from then on in this process, a
-    signal to terminate leave the block. One that does not start or ends is a LunarTuneError.
+    Given are its address, which has a token in it that nobody else knows, and what waits until it
+    ends. Ctrl-C and, from then on in this process, a signal to terminate leave the block. One that
+    does not start or ends is a LunarTuneError.
     """
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port)]
-    command += ["--workers", "1", "--no-serve-artifacts"]
-    places = {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: it may have a password
-    if (file := sqlite_file(uri)) is not None:
-        places["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = str(file.parent / "mlartifacts")
+    token, file = secrets.token_urlsafe(), sqlite_file(uri)
+    # The artifacts of another database lie in a store that has its own credentials.
+    root = Path(os.devnull) if file is None else file.parent.resolve() / "mlartifacts"
+    told = {ui_server.STORE: uri, ui_server.ROOT: str(root), ui_server.TOKEN: token}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603 our own interpreter
-            command,
-            env={**kept, **_OFF, **places},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # Handed over open, so that no other process can have its port in between.
+        with socket.create_server((_HOST, 0)) as listening:
+            address = f"http://{_HOST}:{listening.getsockname()[1]}/{token}"
+            process = subprocess.Popen(  # noqa: S603 our own interpreter
+                [sys.executable, "-m", ui_server.__name__, str(listening.fileno())],
+                env={**kept, **_OFF, **told},
+                pass_fds=[listening.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             deadline = time.monotonic() + _PATIENCE
-            while not _answers(port):
+            while not _answers(address):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise LunarTuneError(f"MLflow's server did not start:\n{_last_words(log)}")
-                time.sleep(0.1)
             with suppress(KeyboardInterrupt):
-                yield f"http://{_HOST}:{port}", process.wait
+                yield address, process.wait
                 raise LunarTuneError(f"MLflow's server has ended:\n{_last_words(log)}")
         finally:
             _end(process)
 
 
-def _answers(port: int) -> bool:
-    """Say whether anyone listens, which MLflow's server does when it is ready."""
-    with socket.socket() as probe:
-        return probe.connect_ex((_HOST, port)) == 0
+@contextmanager
+def opening_page(address: str) -> Iterator[str]:
+    """Inside, a file of the user's alone leads to an address; given is the file's own.
+
+    A browser is started with an address on its command line, which every user of the machine sees.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix=f"{_OURS}-", suffix=".html") as file:
+        file.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+        file.flush()
+        yield Path(file.name).as_uri()
+
+
+def _answers(address: str) -> bool:
+    """Say whether MLflow's server is ready, after at most a second."""
+    no_proxy = build_opener(ProxyHandler({}))
+    try:
+        with no_proxy.open(f"{address}/health", timeout=1) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:
+        return False
 
 
 def _last_words(log: IO[bytes]) -> str:

@@ -37,6 +37,15 @@ refused = partial(command_lines.refused, COMMAND)
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings
 
 
+def asked(address: str) -> str:
+    """Return what a server answers, the status and a blank before it."""
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return f"{answer.status} {answer.read().decode()}"
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}"
+
+
 def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(
     tmp_path: Path, empty_store: Callable[[Path], Path]
 ) -> None:
@@ -49,18 +58,20 @@ def test_the_ui_shows_the_search_written_to_last_until_an_interrupt(
     process = start(command("compare", "--output", "moved"), cwd=tmp_path)
     pages = pages_shown(process)
     assert list(pages) == ["charts of one", "trials of one", "all trials", "all searches"]
-    assert all(len(page) < 200 for page in pages.values())
-    server = pages["all trials"].partition("/#/")[0]
+    assert all(len(page) < 240 for page in pages.values())
+    server, token = pages["all trials"].partition("/#/")[0].rsplit("/", 1)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server)
+    assert len(token) >= 43, "256 bits"
     name = "api/2.0/mlflow/experiments/get-by-name?experiment_name=lunar-tune"
-    with urllib.request.urlopen(f"{server}/{name}", timeout=30) as answer:
-        experiment = json.load(answer)["experiment"]
+    assert asked(f"{server}/{name}").startswith("403 this is not the whole address")
+    experiment = json.loads(asked(f"{server}/{token}/{name}").removeprefix("200 "))["experiment"]
     assert f"/#/experiments/{experiment['experiment_id']}/runs?" in pages["charts of one"]
     views = [tag["key"].rpartition(".")[2] for tag in experiment["tags"]]
     assert all(re.search("viewStateShareKey=([^&]+)", page)[1] in views for page in pages.values())
 
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 2
+    assert not any(token in " ".join(one.cmdline()) for one in family)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, ""), output
