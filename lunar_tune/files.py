@@ -7,16 +7,17 @@ import json
 import os
 import re
 import secrets
-import signal
+import shutil
 import stat
-import threading
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from lunar_tune.errors import InputError
 
@@ -24,6 +25,10 @@ CACHE_VARIABLE = "LUNAR_TUNE_CACHE"
 DATA_VARIABLE = "LUNAR_TUNE_DATA"
 LONGEST_PART = 255  # of the usual file systems
 MAX_SETTINGS: Final = 1_000_000  # bytes; YAML of that size takes its parser a minute
+# Paths of sockets are limited to about a hundred characters, of which Ray's own part takes sixty.
+_TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is for us alone
+_PREFIX, _ALIVE = "lt-ray-", "alive"
+_BEGINNING_SECONDS = 60.0
 
 
 def shipped_folder(name: str) -> Path:
@@ -39,9 +44,10 @@ def shipped_spaces() -> tuple[str, ...]:
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder (`LUNAR_TUNE_CACHE`), made private, or raise an InputError.
+    """Return the user's cache folder (`LUNAR_TUNE_CACHE`), or raise an InputError.
 
-    What others can write is refused: they could put weights and activations into it.
+    One that is made here is private, as are its folders of models and activations; one that was
+    there keeps its rights. What others can write is refused: they could put weights into it.
     """
     own = platformdirs.user_cache_path("lunar-tune")
     folder = Path(os.environ.get(CACHE_VARIABLE) or own).expanduser()
@@ -59,9 +65,6 @@ def cache_dir() -> Path:
             f"The cache folder {folder} {problem}, who could replace the models and activations in "
             f"it. Set {CACHE_VARIABLE} to a folder of your own, or take the right away (chmod o-w)."
         )
-    if status.st_mode & 0o077:  # what was made otherwise, or by hand
-        with suppress(OSError):
-            folder.chmod(0o700)
     return folder
 
 
@@ -200,22 +203,25 @@ def write_json(path: Path, document: Any) -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C or a signal to terminate wait for the end of the block, if it comes once."""
-    waiting: list[int] = []
+def private_folder() -> Iterator[Path]:
+    """Give a folder of this process alone, for a while; those of killed processes are removed.
 
-    def wait(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            signal.default_int_handler(number, frame)
-        waiting.append(number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    before = {number: signal.signal(number, wait) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        if waiting:
-            signal.raise_signal(waiting[0])
+    A process holds a lock in its folder, which the system takes back from one that dies. Other
+    users' folders are not looked into: what they call a lock may be a link to a file of this user.
+    """
+    place = _TEMP if _TEMP.is_dir() else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError, Timeout):
+            status, lock = left.lstat(), left / _ALIVE
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+            # one that has just begun may not hold its lock yet
+            if is_ours and time.time() - lock.stat().st_mtime > _BEGINNING_SECONDS:
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
+        ) as private,
+        FileLock(Path(private) / _ALIVE),
+    ):
+        yield Path(private)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NoReturn
 
 from lunar_tune import __version__
 from lunar_tune.errors import InputError, LunarTuneError, suggestion
 from lunar_tune.secrets import SecretsFormatter, without_secrets
+from lunar_tune.signals import EXIT_INTERRUPTED, interrupted_once, leave, outlast_outputs
 
-EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_INPUT = 1, 2
 HELP_ALL = "--help-all"
 _LONGEST = 500  # characters of an unexpected error; a library's text may hold whole files
-_MOMENT = 0.05  # seconds
-_PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
 COMMANDS = {
     "search": "search for the setting that forgets most while the model keeps the rest",
@@ -47,9 +43,11 @@ def command_of(name: str) -> Any:
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit; Ctrl-C while Python loads or ends has nothing to put back."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    """Run a command and exit; an interruption while Python loads or ends leaves at once."""
+    outlast_outputs()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
+            signal.signal(number, leave)
     code = EXIT_INTERRUPTED
     try:
         code = command_of(name).main(sys.argv[1:] if arguments is None else arguments)
@@ -65,17 +63,9 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    os.write(2, b"interrupted\n")
-    os._exit(EXIT_INTERRUPTED)
-
-
 @contextmanager
 def reporting_errors(*, debug: bool) -> Iterator[None]:
     """Inside, an error ends the program with one message and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a "?"
     shown = logging.StreamHandler()
     shown.setFormatter(SecretsFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
@@ -109,56 +99,13 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         sys.exit(EXIT_FAILED)
 
 
-@contextmanager
-def interrupted_once() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C interrupts, and the next ones do not disturb what ends then.
-
-    What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
-    press gives up even that. Yields what says whether there was one.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    here = threading.current_thread() is threading.main_thread()
-    if not here or before not in {signal.default_int_handler, _leave}:
-        yield bool  # somebody else has decided what an interruption does, or that it does nothing
-        return
-    presses = 0
-
-    def interrupted(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses in {1, _PATIENCE}:
-            raise KeyboardInterrupt
-        if presses < _PATIENCE:
-            more = _PATIENCE - presses
-            os.write(
-                2, f"ending; {more} more Ctrl-C to end at once, without cleaning up\n".encode()
-            )
-
-    def again(passed_over: sys.UnraisableHookArgs) -> None:
-        """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
-        nonlocal presses
-        if issubclass(passed_over.exc_type, KeyboardInterrupt):
-            presses -= 1
-            main = threading.main_thread().ident
-            threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
-        else:
-            hook(passed_over)
-
-    hook, sys.unraisablehook = sys.unraisablehook, again
-    signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield lambda: presses > 0
-    finally:
-        signal.signal(signal.SIGINT, before)
-        sys.unraisablehook = hook
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name, and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in COMMANDS:
         run(name, given[1:])
+    outlast_outputs()
     if name in {"--help", "-h", HELP_ALL}:
         width = max(map(len, COMMANDS))
         lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())

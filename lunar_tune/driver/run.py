@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,6 +34,7 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.progress import RECORD, search_log, working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.summary import print_plan, print_result
+from lunar_tune.signals import interrupted_once
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
@@ -129,12 +128,12 @@ def run_search(
     opening = [f"search {folder.name}, lunar-tune {__version__}"]
     opening += [f"{label.strip()}: {value}" for label, value in facts.items()]
     with (
+        interrupted_once(),  # for callers in Python
         alone(folder),
         search_log(folder.log, console, opening),
         working(console, "opening the tracking store" + more) as doing,
         _tracking(plan.config, folder) as opened,
         opened_backend(plan.config, folder) as (backend, resources),
-        _told_of_the_end(),  # after Ray, which puts a handler of its own
     ):
         tracker = opened()  # what the store cannot do is said before anything is computed
         doing(None)
@@ -187,21 +186,6 @@ def _run_knowing(session: SearchSession) -> int:
 def _with_model(plan: SearchPlan, **changes: Any) -> SearchPlan:
     model = dataclasses.replace(plan.spec.model, **changes)
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, model=model))
-
-
-@contextlib.contextmanager
-def _told_of_the_end() -> Iterator[None]:
-    """Inside, a machine that is taken away and says so ends the search as an interruption does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard = signal.getsignal(signal.SIGINT)  # none where Ctrl-C is ignored
-    handler = heard if callable(heard) else signal.default_int_handler
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

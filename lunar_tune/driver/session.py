@@ -31,6 +31,7 @@ from lunar_tune.report.summary import (
     print_baseline,
     print_result,
 )
+from lunar_tune.signals import EXIT_INTERRUPTED
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -42,7 +43,7 @@ from lunar_tune.trial.tasks import Outcome
 SAME_MODEL = 0.02
 """By how much a ROUGE score may differ between machines that compute with the same weights: the
 conformance runs differ by up to 0.01 between number formats (docs/benchmarks.md)."""
-EXIT_FOUND, EXIT_LOST, EXIT_INFEASIBLE, EXIT_FAILURES, EXIT_INTERRUPTED = 0, 1, 3, 4, 130
+EXIT_FOUND, EXIT_LOST, EXIT_INFEASIBLE, EXIT_FAILURES = 0, 1, 3, 4
 
 
 @dataclass(eq=False, repr=False)

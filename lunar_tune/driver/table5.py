@@ -19,7 +19,7 @@ from lunar_tune.driver.persistence import BusySearchError, alone, check_unchange
 from lunar_tune.driver.plan import SearchPlan, plan_search
 from lunar_tune.driver.prerequisite import finetuning_fact
 from lunar_tune.driver.run import run_search
-from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE
 from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
@@ -32,6 +32,7 @@ from lunar_tune.report.methods_table import (
     read_table,
     write_methods_table,
 )
+from lunar_tune.signals import EXIT_INTERRUPTED
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.runs import RunContent

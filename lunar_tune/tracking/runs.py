@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lunar_tune.files import uninterrupted
+from lunar_tune.signals import uninterrupted
 from lunar_tune.study.folder import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch

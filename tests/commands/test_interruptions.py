@@ -17,8 +17,8 @@ import pytest
 from command_lines import finish, start, without_ray
 from search_results import statuses
 
-from lunar_tune.cli.main import interrupted_once
 from lunar_tune.cli.search import search as COMMAND
+from lunar_tune.signals import interrupted_once
 from lunar_tune.study.folder import Folder
 
 ENDING = """

@@ -45,6 +45,7 @@ def test_a_new_cache_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.Mon
         files.cache_dir()
     cache.chmod(0o775)
     assert files.cache_dir() == cache
+    assert cache.stat().st_mode & 0o777 == 0o775, "who shares a folder that was there is not asked"
     for owner, mode, user, problem in (
         (1000, 0o755, 1000, None),
         (1000, 0o777, 1000, "can be written by every user"),

@@ -303,7 +303,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lives stays, and so does what has begun so late that its lock may not be held yet."""
-    monkeypatch.setattr("lunar_tune.driver.backends.cluster._TEMP", tmp_path)
+    monkeypatch.setattr("lunar_tune.files._TEMP", tmp_path)
     for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
         lock = tmp_path / f"lt-ray-{name}" / "alive"
         lock.parent.mkdir()

@@ -9,21 +9,19 @@ import functools
 import logging
 import os
 import secrets
-import shutil
+import signal
 import socket
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.backends import Backend, Resources, run_in_process
-from lunar_tune.errors import InputError
+from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.files import private_folder
 from lunar_tune.study.folder import Folder
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
@@ -47,12 +45,9 @@ MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 PROBE_SECONDS = 5.0
 # One for the whole process: Ray reads a token once and then keeps it.
 _SESSION_TOKEN = secrets.token_hex(32)
-# Paths of sockets are limited to about a hundred characters, of which Ray's own part takes sixty.
-_TEMP = Path("/tmp")  # noqa: S108  # Ray's own choice; what is made in it is for us alone
-_PREFIX, _ALIVE = "lt-ray-", "alive"
-_BEGINNING_SECONDS = 600.0
 _RETRIES = "RAY_NUM_REDIS_GET_RETRIES"
 _ADVICE = "Start a cluster with `ray start --head`, correct the address, or leave the option out."
+_NOT_STARTED = "Nothing was run. Start again when the machine has less to do, or with --in-process."
 _REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
 
 
@@ -91,14 +86,20 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        ours = signal.getsignal(signal.SIGTERM)
         if address is None:
             # Else Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
-            ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+            try:
+                ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+            except Exception as error:  # it raises nothing more exact
+                raise LunarTuneError(f"Ray does not start ({error}). {_NOT_STARTED}") from error
         else:
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
                 raise InputError(refusal(address, error)) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray has put one of its own
         try:
             yield
         finally:
@@ -110,24 +111,14 @@ def own_session() -> Iterator[Path]:
     """Give a folder for Ray's sockets and logs, with the token in the environment, for a while.
 
     Ray opens its own folders to everybody, the one that it is given as well: what it is given lies
-    in one that it does not know. What killed processes have left is removed first.
+    in one that it does not know.
     """
-    place = _TEMP if _TEMP.is_dir() else Path(tempfile.gettempdir())
-    for left in place.glob(f"{_PREFIX}*"):
-        with suppress(OSError, Timeout):
-            # one that has just begun may not hold its lock yet
-            if time.time() - (left / _ALIVE).stat().st_mtime > _BEGINNING_SECONDS:
-                with FileLock(left / _ALIVE, timeout=0):
-                    shutil.rmtree(left, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(
-            prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
-        ) as private,
-        FileLock(Path(private) / _ALIVE),  # the system takes it back from a process that dies
+        private_folder() as private,
         # Without a mode Ray turns tokens on itself, also where it is imported already.
         _environment({MODE: None, TOKEN_FILE: None, TOKEN: _SESSION_TOKEN}),
     ):
-        yield Path(private) / "r"
+        yield private / "r"
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ray.tune.search import Searcher
 
 from lunar_tune.driver.backends import BackendLostError, Resources
 from lunar_tune.driver.loop import DONE, SearchLoop
+from lunar_tune.files import private_folder
 from lunar_tune.metrics.goal import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.progress import RECORD
@@ -142,7 +143,7 @@ def run_on_ray(
     trainable = tune.with_parameters(
         UnlearningTrainable, spec=spec, folder=folder, timeout=timeout, metrics=METRICS.added
     )
-    with tempfile.TemporaryDirectory(prefix="lunar-tune-ray-") as scratch:
+    with private_folder() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(
@@ -153,7 +154,7 @@ def run_on_ray(
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
-                storage_path=scratch,
+                storage_path=str(scratch),
                 # Tune would keep one at the end of each task, and lose the worker where its
                 # node does not have the folder.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
