@@ -125,7 +125,7 @@ def _conclude(console: Console, folder: Path, settings: FinetuneSettings, done: 
         console,
         f"the model does not know the data: ROUGE-1 {done.rouge1:.3f}, a search needs "
         f"{RETAIN_FLOOR:g}. The last epoch's loss was {done.losses[-1]:.3f}. Try --fix epochs "
-        f"above {settings.epochs}, --fix learning_rate above {settings.rate:g}, or --fix "
-        "trained=full.",
+        f"above {settings.epochs}, or --fix learning_rate above {settings.rate:g}"
+        f"{', or --fix trained=full' if settings.trained != 'full' else ''}.",
     )
     return EXIT_UNKNOWN

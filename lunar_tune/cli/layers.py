@@ -95,7 +95,7 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         embedder=embedder,
         console=console,
     )
-    _show(prior, answers, console, text=options.text)
+    _show(prior, answers, console, text=options.text, file=options.json)
     if options.json is not None:
         write_atomically(options.json, prior.document().encode())
         say(console, f"scores written to {options.json}")
@@ -152,7 +152,12 @@ def _checked(
 
 
 def _show(
-    prior: LayerPrior, answers: Mapping[int | None, Sequence[str]], console: Console, *, text: bool
+    prior: LayerPrior,
+    answers: Mapping[int | None, Sequence[str]],
+    console: Console,
+    *,
+    text: bool,
+    file: Path | None,
 ) -> None:
     """Print the table, with an answer each if it may be shown, and the recommendation."""
     from lunar_tune.trial.layer_scores import RECOMMENDED_SHARE
@@ -176,8 +181,9 @@ def _show(
     say(
         console,
         f"recommended: {', '.join(map(str, prior.recommended))} (at least {RECOMMENDED_SHARE:.0%} "
-        "of the best layer's gain over the base model); to search them, write the scores with "
-        "--json FILE and give the file to a search with --layer-prior",
+        "of the best layer's gain over the base model); to search them, "
+        f"{'' if file is not None else 'write the scores with --json FILE and '}"
+        f"give {file or 'the file'} to a search with --layer-prior",
     )
     best = by_layer[prior.best]
     if best.score <= prior.base_model.score:

@@ -122,9 +122,10 @@ class SearchSession:
         print_baseline(self.console, scores, outcome.plain_decoding)
         problem = baseline_problem(scores, self._goal.floor, self.plan.spec)
         if problem is not None and not (config.force or config.resume):
-            raise UnknowingModelError(problem)
+            raise UnknowingModelError(f"{' '.join(problem)} --force skips this check.")
         if problem is not None and config.force:
-            self.console.print(f"[yellow]going on because of --force:[/yellow] {escape(problem)}")
+            told = escape(problem[0])
+            self.console.print(f"[yellow]going on because of --force:[/yellow] {told}")
         before = StoredStudy.read(self.folder.journal).notes
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             own = before.get("layer_prior") or outcome.layer_prior

@@ -232,9 +232,16 @@ def gradient_fit(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                lora = settings.trained == "lora"
+                less = {
+                    "checkpointing=true": not settings.checkpointing,
+                    f"batch_size below {settings.batch_size}": settings.batch_size > 1,
+                    f"rank below {settings.rank}": lora and settings.rank > 1,
+                    "trained=lora": not lora,
+                }
+                ways = ", or ".join(way for way, is_left in less.items() if is_left)
                 raise TrialError(
-                    "out of memory while training: use --fix checkpointing=true, a smaller "
-                    "batch_size or rank, or trained=lora"
+                    f"out of memory while training: use --fix {ways or 'of a smaller model'}"
                 ) from error
 
         with closing(trained()) as epochs:

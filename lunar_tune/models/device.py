@@ -215,9 +215,10 @@ def check_fits(
     how = ", all of them trained," if trained else ""
     limits = f" and {share:g} of it for a trial" if share < 1 else ""
     limits += f", of which --memory-budget allows {budget_gib:g}" if budget_gib is not None else ""
+    smaller = "a 16-bit --dtype, " if dtype.itemsize > 2 and not trained else ""
     raise ModelError(
         f"model {model.name}: {parameters / 1e9:.2g} billion parameters{how} as "
         f"{str(dtype).removeprefix('torch.')} need about {need / GIB:.1f} GiB; the GPU has "
-        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free{limits}. Use a smaller model, a 16-bit "
-        "--dtype, a larger GPU or share of it, end what else uses it, or take --device cpu."
+        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free{limits}. Use a smaller model, "
+        f"{smaller}a larger GPU or share of it, end what else uses it, or take --device cpu."
     )

@@ -210,9 +210,10 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if is_out_of_memory(error):
+        smaller = "--dtype bfloat16, " if spec.dtype == "float32" else ""
         reason = (
-            "its weights do not fit into the device's memory. Use --dtype bfloat16, a smaller "
-            "model, or a larger device."
+            f"its weights do not fit into the device's memory. Use {smaller}a smaller model, or a "
+            "larger device."
         )
     elif led(errors.GatedRepoError):
         reason = (

@@ -137,9 +137,13 @@ def cautions(search: StoredSearch) -> list[str]:
     """Return what somebody who takes the setting that a search puts first should know."""
     found, forget = [], search.baseline.get("forget_rouge1", 1.0)
     if forget < LEAST_TO_FORGET:
+        advice = "Fine-tune the model on the data first."
+        with suppress(InputError):
+            if search.config.trial_options.model_path is not None:
+                advice = "Its weights need more training on the data."
         found.append(
             f"the base model never knew the forget set (ROUGE-1 {forget:.3f}): a low forget score "
-            "says nothing about unlearning here. Fine-tune the model on the data first."
+            f"says nothing about unlearning here. {advice}"
         )
     for first in (row for row in search.ranked[:1] if row.feasible):
         best = Findings.of(search, first)
@@ -198,7 +202,8 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
         [scores.get(f"forget_{what}", math.nan) for what in ("rouge1", "mrr")]
         for scores in (best.scores, best.baseline)
     )
-    if said < known / 2 and rank > ranked * HIGH_RANK:
+    is_bounded = "forget_mrr" in search.goal.metrics
+    if said < known / 2 and rank > ranked * HIGH_RANK and not is_bounded:
         yield (
             f"the unlearned model does not say the answers to forget (ROUGE-1 {said:.3f}) and "
             f"still ranks their words high (MRR {rank:.3f}, base model {ranked:.3f}): they may be "

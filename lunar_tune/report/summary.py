@@ -45,21 +45,23 @@ def print_baseline(console: Console, scores: Mapping[str, float], note: str | No
 
 def baseline_problem(
     scores: Mapping[str, float], floor: float | None, spec: TrialSpec
-) -> str | None:
-    """Say why a search on this model is bound to fail or pointless; None if it is not."""
+) -> tuple[str, str] | None:
+    """Say why a search on this model is bound to fail or pointless, and what to do, if it is."""
     retain, forget = scores["retain_rouge1"], scores["forget_rouge1"]
     if floor is not None and retain < floor:
+        learn = "fine-tune it on them first and give the result with --model-path"
+        if spec.model.weights is not None:
+            learn = "the weights of --model-path need more training on them"
         return (
             f"the base model has retain ROUGE-1 {retain:.3f} on {spec.data.name}, below the "
-            f"constraint of {floor:g}: unlearning only lowers it, so no trial could be feasible. "
-            "The model does not know these data: fine-tune it on them first and give the result "
-            "with --model-path (or check --chat-template); --force skips this check."
+            f"constraint of {floor:g}: unlearning only lowers it, so no trial could be feasible.",
+            f"The model does not know these data: {learn} (or check --chat-template).",
         )
     if forget < LEAST_TO_FORGET:
         return (
             f"the base model has forget ROUGE-1 {forget:.3f} on "
-            f"{', '.join(spec.data.forget_edges)}: there is nothing to forget. Choose another "
-            "--forget-edge or a model that knows the answers; --force skips this check."
+            f"{', '.join(spec.data.forget_edges)}: there is nothing to forget.",
+            "Choose another --forget-edge or a model that knows the answers.",
         )
     return None
 

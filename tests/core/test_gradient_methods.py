@@ -179,7 +179,9 @@ def test_a_fit_that_runs_out_of_memory_or_diverges_is_a_failed_trial(
     assert_fails(prepared, {"learning_rate": 1e38}, TrialError, "learning rate")
     no_memory = Mock(side_effect=torch.OutOfMemoryError("no memory left"))
     monkeypatch.setattr(GradientAscent, "loss", no_memory)
-    assert_fails(prepared, RATE, TrialError, "out of memory while training: use --fix check")
+    other = "rank below 8" if trained == "lora" else "trained=lora"
+    told = f"out of memory while training: use --fix checkpointing=true, or {other}$"
+    assert_fails(prepared, RATE, TrialError, told)
 
 
 def test_what_a_loss_needs_and_is_not_there_is_said_before_anything(model: LoadedModel) -> None:

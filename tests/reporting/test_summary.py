@@ -175,6 +175,8 @@ def test_what_scores_hide_is_said_with_the_bound_that_would_show_it(tmp_path: Pa
             assert said in told[0]
             name = "factual_rouge1>=0.8" if "factual" in said else "forget_mrr<=0.8"
             assert f"--constrain 'retain_rouge1>=0.8' --constrain '{name}'" in told[0]
+    bounded = Goal.read("forget_rouge1", ["retain_rouge1>=0.8", "forget_mrr<=0.9"])
+    assert not cautions(found(tmp_path, full=FULL | {"forget_mrr": 0.88}, goal=bounded))
 
 
 def test_a_base_model_that_never_knew_and_answers_that_break_are_said(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from lunar_tune.finetuning.tiny import ensure_tiny
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.trial.assemble import assemble, assemble_finetuning, check_machine, materialise
+from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import read_yaml
 
 
@@ -51,15 +52,17 @@ def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_
 
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:
     spec = assemble(RunOptions())
+    taught = dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="w"))
 
-    def problem(forget: float, retain: float) -> str:
+    def problem(forget: float, retain: float, spec: TrialSpec = spec) -> str:
         scores = {"forget_rouge1": forget, "retain_rouge1": retain}
-        return baseline_problem(scores, 0.8, spec) or ""
+        return " ".join(baseline_problem(scores, 0.8, spec) or ())
 
     assert problem(0.9, 0.8) == ""
-    for part in ("0.440", "constraint of 0.8", "fine-tune", "--model-path", "--force"):
+    for part in ("0.440", "constraint of 0.8", "fine-tune it", "with --model-path"):
         assert part in problem(0.9, 0.44)
-    for part in ("0.050", "nothing to forget", "A_B", "--forget-edge", "--force"):
+    assert "the weights of --model-path need more" in problem(0.9, 0.44, taught)
+    for part in ("0.050", "nothing to forget", "A_B", "--forget-edge"):
         assert part in problem(0.05, 0.95)
 
 
