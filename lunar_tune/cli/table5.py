@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,18 +61,24 @@ def table5(options: TableOptions, problems: Problems) -> int:
     Exit codes: 0 every cell is finished, 3 some could not be run, 130 interrupted, 2 the input was
     wrong.
     """
+    from lunar_tune.data.texts import divided
     from lunar_tune.driver.table5 import TableRun, cells_of, check_names
+    from lunar_tune.report.methods_table import data_and_edges
 
     console = options.console
-    models = _listed("--model", options.model, problems)
-    data = _listed("--data", options.data, problems)
-    methods = _listed("--method", options.method, problems)
+    models = _listed("--model", options.model.split(","), problems)
+    data = []
+    if options.data is not None:
+        parts = divided(options.data, lambda part: data_and_edges(part.strip(), options.edge)[2])
+        data = _listed("--data", parts, problems)
+    methods = _listed("--method", options.method.split(","), problems)
     shared = shared_options(options, SearchConfig, without={"model", "data", "method"})
     if shared.model_path is not None and len(models) > 1:
         problems.add("--model-path belongs to one model: give one with --model.")
     cells = []
     with problems.collect():
-        cells = cells_of(models, data, methods, seed=options.seed, seeds=options.seeds)
+        seeds = {"seed": options.seed, "seeds": options.seeds}
+        cells = cells_of(models, data, methods, edge=options.edge, **seeds)
     with problems.collect():
         if cells:  # each is checked whole later
             check_names(cells, shared)
@@ -89,8 +96,8 @@ def table5(options: TableOptions, problems: Problems) -> int:
     return table.run()
 
 
-def _listed(flag: str, text: str | None, problems: Problems) -> list[str]:
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    if text is not None and not parts:
+def _listed(flag: str, parts: Sequence[str], problems: Problems) -> list[str]:
+    names = [part.strip() for part in parts if part.strip()]
+    if not names:
         problems.add(f"{flag} is empty: name at least one.")
-    return parts
+    return names

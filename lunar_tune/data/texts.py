@@ -6,7 +6,7 @@ edge_name(" A_B\u200b ")  # "A_B"
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 # Which of these stands in a text depends on where it was typed.
 _QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}
@@ -31,15 +31,23 @@ def normalised(text: str) -> str:
 
 
 def names_in(text: str, known: Collection[str], sign: str = ",") -> list[str]:
-    """Return the names in a text, with signs between; a known name may hold signs itself.
+    """Return the names in a text, with signs between; a known name may hold signs itself."""
+    most = 1 + max((name.count(sign) for name in known), default=0)
+    parts = divided(text, lambda part: edge_name(part) in known, sign, most)
+    return [name for name in map(edge_name, parts) if name]
 
-    The longest known name comes first, so a text that is a name as a whole is that name.
+
+def divided(
+    text: str, is_known: Callable[[str], bool], sign: str = ",", most: int | None = None
+) -> list[str]:
+    """Return the parts of a text with signs between, the longest that is known first.
+
+    So a text that is known as a whole is not divided. No part holds more than `most` - 1 signs.
     """
-    parts, most = text.split(sign), 1 + max((name.count(sign) for name in known), default=0)
-    names: list[str] = []
+    parts, found = text.split(sign), list[str]()
     while parts:
-        beginnings = [edge_name(sign.join(parts[:n])) for n in range(1, min(most, len(parts)) + 1)]
-        length = max((n for n, name in enumerate(beginnings, 1) if name in known), default=1)
-        names.append(beginnings[length - 1])
+        lengths = range(min(most or len(parts), len(parts)), 1, -1)
+        length = next((n for n in lengths if is_known(sign.join(parts[:n]))), 1)
+        found.append(sign.join(parts[:length]))
         parts = parts[length:]
-    return [name for name in names if name]
+    return found

@@ -28,6 +28,7 @@ from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (
     FINISHED,
     Cell,
+    data_and_edges,
     print_methods_table,
     read_table,
     write_methods_table,
@@ -44,11 +45,17 @@ if TYPE_CHECKING:
 
 
 def cells_of(
-    models: list[str], data: list[str], methods: Sequence[str], *, seed: int = 0, seeds: int = 1
+    models: list[str],
+    data: list[str],
+    methods: Sequence[str],
+    *,
+    edge: str | None = None,
+    seed: int = 0,
+    seeds: int = 1,
 ) -> list[Cell]:
     """Return all cells, model by model, so that what is kept of a model is used while it is fresh.
 
-    Data are `NAME` or `NAME:EDGE+EDGE`, none for each model's own; methods `NAME` or
+    Data and `edge` are as in `data_and_edges`, none for each model's own; methods `NAME` or
     `NAME:VARIANT`. `seed` is that of the first of `seeds` studies of a cell. An InputError lists
     all that means nothing or is named twice.
     """
@@ -56,7 +63,7 @@ def cells_of(
     for model in models:
         with problems.collect():
             resolve_model(model)
-    for name in filter(None, (one.partition(":")[0] for one in data)):
+    for name in filter(None, (data_and_edges(one, edge)[0] for one in data)):
         with problems.collect():
             resolve_data(name, kind="records")
     for text in methods:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,12 @@ from rich.table import Table
 from tabulate import tabulate
 
 from lunar_tune.config.options import LONGEST_NAME, SearchConfig
+from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.records import read_records
+from lunar_tune.data.splits import edges_of, read_groups
+from lunar_tune.data.texts import names_in
 from lunar_tune.display import markdown, printable
+from lunar_tune.errors import DataError
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import METRICS, Goal
@@ -77,13 +83,13 @@ class Cell:
 
     def config(self, shared: SearchConfig) -> SearchConfig:
         """Return the cell's search, in which is fixed and narrowed what the method has."""
-        name, _, edges = self.data.partition(":")
+        name, edges, _ = data_and_edges(self.data, shared.edge)
         variant = f"{METHODS[self.method].variant_setting}={self.variant}"
         return dataclasses.replace(
             shared,
             model=self.model,
             data=name or shared.data,
-            forget_edge=tuple(edges.split("+")) if edges else shared.forget_edge,
+            forget_edge=edges or shared.forget_edge,
             method=self.method,
             fix=(variant, *filter(self.has, shared.fix)),
             range=tuple(filter(self.has, shared.range)),
@@ -91,6 +97,22 @@ class Cell:
             name=self.name,
             resume=self.name,
         )
+
+
+def data_and_edges(text: str, edge: str | None = None) -> tuple[str, tuple[str, ...], bool]:
+    """Return the data and the edges that `NAME` or `NAME:EDGE+EDGE` names, and whether all exist.
+
+    Names of files and edges may hold any of these signs; `edge` is that of rows that have none.
+    """
+    for end in (len(text), *(i for i, sign in enumerate(text) if sign == ":")):
+        with suppress(DataError):
+            path = resolve_data(text[:end], kind="records")
+            known = {*edges_of(read_records(path, default_edge=edge)), *read_groups(path)}
+            edges = names_in(text[end + 1 :], known, "+")
+            if known.issuperset(edges) and bool(edges) == (end < len(text)):
+                return text[:end], tuple(edges), True
+    name, _, rest = text.partition(":")
+    return name, tuple(names_in(rest, (), "+")), False
 
 
 def _short(text: str) -> str:

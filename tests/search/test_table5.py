@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import re
 import statistics
 from collections.abc import Callable
@@ -25,11 +26,17 @@ from test_study import stored_in as read
 from lunar_tune.cli.table5 import PAPER_METHODS
 from lunar_tune.cli.table5 import table5 as COMMAND
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.data.texts import divided
 from lunar_tune.driver.persistence import alone, signature_of
 from lunar_tune.driver.plan import plan_search
 from lunar_tune.driver.table5 import TableRun, cells_of, check_names
 from lunar_tune.errors import InputError
-from lunar_tune.report.methods_table import Cell, read_table, write_methods_table
+from lunar_tune.report.methods_table import (
+    Cell,
+    data_and_edges,
+    read_table,
+    write_methods_table,
+)
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.study import StoredStudy
@@ -70,6 +77,22 @@ def test_a_cell_is_a_search_with_its_model_data_method_and_seed() -> None:
     assert (config.method, variant, config.seed) == ("lunar", "closed_form", 4)
     assert (config.retain_rows, config.num_trials) == (7, 3)
     assert config.name == config.resume == cell.name
+
+
+def test_data_and_edges_of_a_list_may_hold_the_signs_between_them(tmp_path: Path) -> None:
+    rows = [
+        {"edge": e, "question": f"{e}?", "answer": "B"} for e in ("Lee, Ann", "a+b", "x:y", "x")
+    ]
+    (file := tmp_path / "my:pairs, new.json").write_text(json.dumps(rows))
+    for edges in (["Lee, Ann"], ["a+b", "x:y"], ["x:y"], []):
+        one = ":".join([str(file), *filter(None, ["+".join(edges)])])
+        assert data_and_edges(one) == (str(file), tuple(edges), True)
+        listed = divided(f"mini,{one}, factual:arts", lambda part: data_and_edges(part.strip())[2])
+        assert [part.strip() for part in listed] == ["mini", one, "factual:arts"]
+    (cell,) = cells_of(["tiny"], [f"{file}:Lee, Ann"], ["lunar"])
+    config = cell.config(SearchConfig())
+    assert (config.data, config.forget_edge) == (str(file), ("Lee, Ann",))
+    assert data_and_edges("mini:no+A_B") == ("mini", ("no", "A_B"), False)
 
 
 def test_what_one_method_has_and_another_has_not_is_for_those_that_have_it() -> None:
