@@ -153,17 +153,17 @@ def decoded(
     told for certain.
     """
     encoding = json.detect_encoding(content)
+    name = encoding.removesuffix("-sig").upper()
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        byte = content[error.start : error.start + 1]
-        perhaps = f" (in Windows-1252 that is {byte.decode('cp1252', 'replace')})"
-        raise error_class(
-            f"{source}: is not {encoding.removesuffix('-sig').upper()}: byte 0x{byte.hex()} at "
-            f"offset {error.start}{perhaps}; turn it with iconv -f WINDOWS-1252 -t UTF-8, or from "
-            "the encoding that it has"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n"), encoding.removesuffix("-sig")
+        byte, advice = content[error.start : error.start + 1], "it may be cut off"
+        if name == "UTF-8":
+            letter = byte.decode("cp1252", "replace")
+            advice = f"if {letter} is meant, iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW turns it"
+        place = f"byte 0x{byte.hex()} at offset {error.start}"
+        raise error_class(f"{source}: is not {name}: {place}; {advice}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n"), name
 
 
 @contextmanager

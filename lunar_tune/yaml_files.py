@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from lunar_tune.errors import InputError, suggestion
-from lunar_tune.files import read_settings
+from lunar_tune.files import decoded, read_settings
 
 MAX_DEPTH: Final = 50  # the parser takes seconds for hundreds of levels
 MAX_VALUES: Final = 100_000  # with aliases, ten lines can stand for a billion values
@@ -30,7 +30,7 @@ _AMBIGUOUS: Final = re.compile(
 
 
 def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError) -> dict[str, Any]:
-    """Read a YAML mapping of plain values with text keys, from a file in UTF-8 or a text.
+    """Read a YAML mapping of plain values with text keys, from a file or a text.
 
     What cannot be read, repeats a key, is too large or deep, or holds anything but plain values
     raises an `error_class` with file and place.
@@ -38,7 +38,7 @@ def read_yaml(source: Path | str, *, error_class: type[InputError] = InputError)
     try:
         text = source
         if isinstance(source, Path):
-            text = read_settings(source).decode("utf-8-sig")
+            text, _ = decoded(read_settings(source), source, error_class=error_class)
         # The parser in C, which `pure` rules out, follows YAML 1.1.
         yaml = YAML(typ="safe", pure=True)
         yaml.max_depth = MAX_DEPTH

@@ -63,7 +63,7 @@ class Result:
 
 
 def without_ray(
-    command: Command, *arguments: object, stdin: str = "", columns: int = 160, **more: str
+    command: Command, *arguments: object, stdin: bytes = b"", columns: int = 160, **more: str
 ) -> Result:
     """Call a command in this process, where it is over before it needs a worker.
 
@@ -78,7 +78,7 @@ def without_ray(
     environment = {"COLUMNS": str(columns), "TERM": "dumb", **more}
     with (
         patch.dict(os.environ, environment),
-        patch.object(sys, "stdin", io.StringIO(stdin)),
+        patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin))),
         redirect_stdout(output),
         redirect_stderr(errors),
     ):

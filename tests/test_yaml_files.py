@@ -83,6 +83,7 @@ def test_order_is_kept_tuples_are_lists_and_marks_and_anchors_are_accepted() -> 
     document = {"z": (1, 2), "a": None, "é": "grün"}
     assert write_yaml(document) == "z:\n- 1\n- 2\na: null\né: grün\n"
     assert list(read_yaml(write_yaml(document))) == ["z", "a", "é"]
+    assert read("a: grün".encode("utf-16")) == {"a": "grün"}
     assert read("\ufeffa: &x {low: 1}\nb: *x") == {"a": {"low": 1}, "b": {"low": 1}}
 
 
@@ -106,7 +107,7 @@ def test_a_bad_file_is_refused_with_file_and_place() -> None:
         ("a: &x 1\nb: &x 2", ["duplicate anchor 'x'"]),
         ("- 1", ["it is [1]; write `key: value` lines"]),
         ("", ["it is empty"]),
-        (b"a: 1\nb: \xff", ["can't decode byte 0xff"]),
+        (b"a: 1\nb: \xff", ["is not UTF-8: byte 0xff at offset 8"]),
         ("a: b\n" + "#" * 1_000_000, ["larger than the 1,000,000 bytes"]),
     ):
         with pytest.raises(InputError) as caught:

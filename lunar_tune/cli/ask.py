@@ -19,10 +19,12 @@ from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions
 from lunar_tune.display import say, visible
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.files import write_json
+from lunar_tune.files import decoded, write_json
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SideBySide
+
+_MOST = 10_000_000  # bytes of questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,12 @@ def ask(options: AskOptions, problems: Problems) -> None:
 
 
 def _piped() -> list[str]:
-    """Return the questions on standard input, a line each."""
-    questions = [line.strip() for line in sys.stdin if line.strip()]
+    """Return the questions on standard input, a line each, whatever encoding a mark says."""
+    content = sys.stdin.buffer.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise InputError(f"standard input: is longer than the {_MOST:,} bytes that are read")
+    text, _ = decoded(content, "standard input")
+    questions = [line.strip() for line in text.split("\n") if line.strip()]
     if not questions:
         raise InputError(
             "no question: give it after the search, or a line each on standard input; in a "

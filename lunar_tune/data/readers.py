@@ -211,6 +211,6 @@ def _read_bytes(path: Path) -> bytes:
 
 def _read_text(path: Path, on_note: OnNote) -> str:
     text, encoding = decoded(_read_bytes(path), str(path), error_class=DataError)
-    if encoding != "utf-8":
-        on_note(f"read as {encoding.upper()}")
+    if encoding != "UTF-8":
+        on_note(f"read as {encoding}")
     return text

@@ -153,7 +153,7 @@ def resumed(given: Mapping[str, Any], problems: Problems) -> tuple[SearchConfig,
     for name, value in given.items():
         if name == "force" or (name in known and known[name].resume):
             changed[name] = value
-        elif name != "resume" and value != getattr(stored.search, name):
+        elif name != "resume" and _joined(value) != _joined(getattr(stored.search, name)):
             problems.add(
                 f"{flag_of(name)}: {folder.name} was begun with another value or none, and new "
                 "trials would not compare. Leave the option out, or start a new search."
@@ -177,6 +177,11 @@ def _permitted(stored: StoredConfig, given: Mapping[str, Any], folder: Folder) -
     if (uri := permitted.get("tracking_uri")) is not None:
         permitted["tracking_uri"] = with_password(uri, folder.name)
     return permitted
+
+
+def _joined(value: Any) -> Any:
+    """Return a value, several texts as they can be given in one."""
+    return ",".join(value) if isinstance(value, tuple) else value
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from lunar_tune.bounded import bounded
 from lunar_tune.config.options import OWN
 from lunar_tune.errors import InputError, ModelError
-from lunar_tune.files import read_settings
+from lunar_tune.files import decoded, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,17 +62,19 @@ class ChatFormat:
     @classmethod
     def from_option(cls, template: str, system_prompt: str | None) -> ChatFormat:
         """Build a format from the value of `--chat-template`, or raise an InputError."""
+        if system_prompt is not None:
+            system_prompt = unicodedata.normalize("NFC", system_prompt)  # as questions are
         if template == PUBLISHED_EVAL:
             return cls(template=PUBLISHED, system_prompt=system_prompt, second_bos=True)
         source = template
         try:
             if template not in (OWN, PUBLISHED):
                 content = read_settings(Path(template).expanduser())
-                source = content.decode().replace("\r\n", "\n")
-        except (OSError, UnicodeDecodeError) as error:
+                source, _ = decoded(content, f"--chat-template {template}")
+        except OSError as error:
             raise InputError(
                 f"--chat-template {template}: cannot be read ({error}). Give own, published, "
-                "published-eval or a Jinja file in UTF-8."
+                "published-eval or a Jinja file."
             ) from error
         return cls(template=source, system_prompt=system_prompt)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -224,7 +225,7 @@ class StoredSearch:
     def title(self) -> str:
         """What was searched, in a line."""
         tags = self.study.notes["tags"]
-        edges = tags["forget_edge"].replace(",", ", ")
+        edges = re.sub(r",\b", ", ", tags["forget_edge"])
         about = f"{tags['model']}, {tags['data']}: forget {edges}"
         held_out = ", half held out" if self.held_out else ""
         return f"{about}, {tags['method']} ({tags['solver']}){held_out}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lunar_tune.config.options import RunOptions
+from lunar_tune.data.texts import composed, normalised
 from lunar_tune.display import Summary, say, warn
 from lunar_tune.errors import Problems
 from lunar_tune.metrics.evaluate import answers_beside
@@ -173,16 +174,23 @@ def asking(
         "retain": (*data.fit_retain, *data.retain, *(held.retain if held is not None else ())),
         "forget": (*data.fit_forget, *data.forget),
     }
-    known = {r.question: (r.answer, name) for name, records in sets.items() for r in records}
+    known = {
+        normalised(record.question): (record.answer, name)
+        for name, records in sets.items()
+        for record in records
+    }
 
     def answers(questions: Sequence[str]) -> list[str]:
         return greedy_answers(loaded, questions, spec.chat, max_new_tokens=max_new_tokens)
 
     def ask(questions: Sequence[str]) -> list[SideBySide]:
+        questions = [composed(question) for question in questions]
         with fit.base_model():
             before = answers(questions)
         return [
-            SideBySide(question, base_model, unlearned, *known.get(question, (None, None)))
+            SideBySide(
+                question, base_model, unlearned, *known.get(normalised(question), (None, None))
+            )
             for question, base_model, unlearned in zip(
                 questions, before, answers(questions), strict=True
             )

@@ -58,7 +58,7 @@ def test_questions_typed_or_piped_are_answered_and_written_as_json(search: Path)
     written = f"answers written to {file}"
     assert written in " ".join(result.output.split("\n"))
     piped = (str(search), "--max-new-tokens", "6", "--quiet", "--json", str(file))
-    quiet = without_ray(COMMAND, *piped, stdin=f"{KNOWN}\n\n  {markup}  \n")
+    quiet = without_ray(COMMAND, *piped, stdin=f"{KNOWN}\r\n\n  {markup}  \n".encode("utf-16"))
     assert quiet.exit_code == 0, quiet.output
     answers = result.output[result.output.index("question  ") :].partition("answers written")[0]
     assert quiet.output.strip() == answers.strip(), "answers alone are shown when quiet"
@@ -105,6 +105,8 @@ def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(
         ((KNOWN, " "), "a question is empty"),
     ):
         assert said in refused(str(search), *arguments)
+    said = "standard input: is not UTF-8: byte 0xe9 at offset 3; if é is meant, iconv -f"
+    assert said in refused(str(search), stdin=b"Caf\xe9?\n")
 
 
 def test_a_folder_does_not_decide_that_code_of_its_model_runs(

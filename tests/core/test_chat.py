@@ -141,10 +141,13 @@ def test_a_template_that_fails_says_why_and_one_may_come_from_a_file(
     assert render(with_template(tokenizer, several)) == f"Q: {QUESTION}"
 
     file = tmp_path / "mine.jinja"
-    file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding="utf-8")
-    assert render(tokenizer, ChatFormat.from_option(str(file), None)) == f"Frage: {QUESTION} Ä:"
-    file.write_bytes(b"\xff\xfe\x00")
-    for other in (file, tmp_path, tmp_path / "absent"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_text("Frage: {{ messages[-1]['content'] }} Ä:", encoding=encoding)
+        assert render(tokenizer, ChatFormat.from_option(str(file), None)) == f"Frage: {QUESTION} Ä:"
+    file.write_bytes(b"\xc4:")
+    with pytest.raises(InputError, match=r"mine.jinja: is not UTF-8: byte 0xc4 .* if Ä is meant"):
+        ChatFormat.from_option(str(file), None)
+    for other in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"--chat-template .*cannot be read.*own, published"):
             ChatFormat.from_option(str(other), None)
 

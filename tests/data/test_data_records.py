@@ -105,7 +105,11 @@ BAD_RECORDS = {
     "list field": ("data.json", [GOOD | {"answer": ["x"]}], ["is a list; it must be a text"]),
     "surrogate": ("data.json", [GOOD | {"answer": "a\ud800"}], ["half of a surrogate pair"]),
     "huge": ("data.json", [GOOD | {"answer": "x" * 1_000_001}], ["holds 1000001 bytes of text"]),
-    "not UTF-8": ("data.json", b'[{"question": "\xe9"}]', ["0xe9 at offset 15 (in Windows-1252"]),
+    "not UTF-8": (
+        "data.json",
+        b'[{"question": "\xe9"}]',
+        ["0xe9 at offset 15; if é is meant, iconv"],
+    ),
     "cut UTF-16": ("data.jsonl", b"\xff\xfe{", ["is not UTF-16: byte 0x7b at offset 2"]),
     "cut gzip": ("data.json.gz", gzip.compress(b"[]" * 99)[:-5], ["cannot be decompressed"]),
     "several splits": (
