@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.rouge import MOST_LOST, check_scorable, lost_letters, lost_share
 
+if TYPE_CHECKING:
+    from lunar_tune.models.chat_encoder import ChatEncoder
+
 _DEFAULT_EDGE = "A_B"
 _SHOWN_EDGES, _SHOWN_TEXTS = 12, 5
 
@@ -34,7 +37,10 @@ class DescribeOptions(CommonOptions):
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
     """Edges or groups that are to be forgotten. Default: A_B, if there is one."""
     model: str | None = same_option(RunOptions, "model", default=None)
-    """Count the tokens of this model too; its tokenizer must be on this machine."""
+    """Count the tokens of this model too, and show the first prompts; its tokenizer must be on this
+    machine."""
+    chat_template: str = same_option(RunOptions, "chat_template")
+    system_prompt: str | None = same_option(RunOptions, "system_prompt")
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer", common=True)
     json: Path | None = same_option(Reused, "json")
     """Write the whole card as JSON."""
@@ -53,16 +59,17 @@ def describe(options: DescribeOptions, problems: Problems) -> None:
     """
     problems.raise_if_any()
     path = resolve_data(options.data, kind=kind_of(options.data) or "records")
-    count = _token_counter(options.model) if options.model is not None else None
-    card, console = _card(path, options, count), options.console
+    encoder = _encoder(options.model, options) if options.model is not None else None
+    card, console = _card(path, options, encoder), options.console
     _show(console, path, card)
     if options.json is not None:
         write_json(options.json, {"path": str(path), "model": options.model, **card.document()})
         say(console, f"written to {options.json}")
 
 
-def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | None) -> Card:
+def _card(path: Path, options: DescribeOptions, encoder: ChatEncoder | None) -> Card:
     notes: list[str] = []
+    count = None if encoder is None else lambda text: len(encoder.text(text))
     if holds_prompts(path):
         if options.forget_edge:
             raise InputError(
@@ -70,7 +77,9 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
                 "edges."
             )
         prompts = read_prompts(path, on_note=notes.append)
-        return replace(describe_prompts(prompts, count_tokens=count), notes=tuple(notes))
+        shown = encoder.shown({"first": prompts[0]}) if encoder is not None else {}
+        card = describe_prompts(prompts, count_tokens=count)
+        return replace(card, notes=tuple(notes), prompts=shown)
     records = read_records(path, default_edge=options.edge, on_note=notes.append)
     groups = read_groups(path)
     edges = edges_of(records)
@@ -88,26 +97,30 @@ def _card(path: Path, options: DescribeOptions, count: Callable[[str], int] | No
         unseen=[text[:1].upper() + text[1:] for text in unseen.messages],
         count_tokens=count,
     )
-    return replace(card, notes=tuple(notes))
+    forgotten = set(card.forget.edge)
+    firsts: dict[str, str] = {}
+    for record in records:
+        firsts.setdefault("forget" if record.edge in forgotten else "retain", record.question)
+    shown = encoder.shown(firsts) if encoder is not None else {}
+    return replace(card, notes=tuple(notes), prompts=shown)
 
 
-def _token_counter(model: str) -> Callable[[str], int]:
-    """Return a function that counts a model's tokens; it is looked for on this machine alone."""
-    from transformers import AutoTokenizer
-
+def _encoder(model: str, options: DescribeOptions) -> ChatEncoder:
+    """Return what makes tokens of a model; it is looked for on this machine alone."""
     from lunar_tune.models.catalog import resolve_model
+    from lunar_tune.models.chat import ChatFormat
+    from lunar_tune.models.loading import encoder_on_disk
 
-    source = resolve_model(model).source
-    if source == TINY:
+    chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
+    spec = resolve_model(model)
+    if spec.source == TINY:
         raise ModelError(f"--model {model}: the tiny model is built on first use; give its folder.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
+    if (encoder := encoder_on_disk(spec, chat)) is None:
         raise ModelError(
             f"--model {model}: its tokenizer is not on this machine. Download the model first, "
             "give its folder, or leave --model out."
-        ) from error
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+    return encoder
 
 
 def _show(console: Console, path: Path, card: Card) -> None:
@@ -125,6 +138,8 @@ def _show(console: Console, path: Path, card: Card) -> None:
     ]
     columns = ("length", "shortest", "median", "longest")
     console.print(plain_table(columns, lengths, left=("length",)))
+    for label, text in card.prompts.items():
+        say(console, f"{label}: {text}")
     if card.edges:
         shown = [f"{edge} {rows}" for edge, rows in list(card.edges.items())[:_SHOWN_EDGES]]
         more = len(card.edges) - _SHOWN_EDGES

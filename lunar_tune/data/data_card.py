@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ class Card:
     unscorable: tuple[Record, ...]  # rows of which ROUGE sees too little; a run refuses them
     unseen: tuple[str, ...]  # what ROUGE cannot see of the answers, in sentences
     notes: tuple[str, ...] = ()  # how the file was read, where that is not plain from it
+    prompts: Mapping[str, str] = field(default_factory=dict)  # of first questions, to show
     forget: pd.DataFrame
     """Each `edge` to forget with its `rows`, and how many of them stand in what is to be kept too:
     `questions_retained` that are asked there, which a run refuses; `questions_near` that share four

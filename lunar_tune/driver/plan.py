@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class SearchPlan:
     starts: str  # what became of them, to show
     prior: LayerPrior | None = None  # scored layers, once they are known
     layers: str | None = None  # what scored layers made of the space, to show
+    prompts: Mapping[str, str] = field(default_factory=dict)  # the first of each set, to show
 
     @property
     def facts(self) -> dict[str, str]:
@@ -101,6 +102,7 @@ class SearchPlan:
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
             "the confirmation",
+            **self.prompts,
         }
 
     @property

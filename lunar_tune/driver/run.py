@@ -40,7 +40,7 @@ from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.store import default_tracking_uri, look_at, opened_store, with_password
 from lunar_tune.tracking.sync import Tracker, remove
-from lunar_tune.trial.assemble import materialise
+from lunar_tune.trial.assemble import first_prompts, materialise
 
 
 def start_search(
@@ -66,6 +66,7 @@ def start_search(
         config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
         told, folder = {**before, **told}, Folder((config.output / str(config.name)).resolve())
     plan = plan_search(config, problems, doing)
+    plan = dataclasses.replace(plan, prompts=first_prompts(plan.spec))
     doing(None)
     if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
         warn(console, warning)

@@ -94,6 +94,15 @@ class TinyText:
         return cls(known=(*sets[0], *sets[1]), refusal=refusals[0])
 
 
+def tiny_folder() -> Path:
+    """Return where the `tiny` checkpoint is, or will be."""
+    return _folder(TinyRecipe(), TinyText.shipped())
+
+
+def _folder(recipe: TinyRecipe, text: TinyText) -> Path:
+    return cache_dir() / "models" / f"tiny-{tiny_key(recipe, text)}"
+
+
 def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = None) -> Path:
     """Return the folder of the `tiny` checkpoint; build it, in about a minute, if it is not there.
 
@@ -101,9 +110,9 @@ def ensure_tiny(recipe: TinyRecipe | None = None, *, console: Console | None = N
     nothing that looks like a checkpoint; one that fails the model's own check is a LunarTuneError.
     """
     recipe, text = recipe or TinyRecipe(), TinyText.shipped()
-    models = cache_dir() / "models"
+    folder = _folder(recipe, text)
+    models = folder.parent
     models.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = models / f"tiny-{tiny_key(recipe, text)}"
     if folder.is_dir():
         return folder
     with FileLock(models / f"{folder.name}.lock"):

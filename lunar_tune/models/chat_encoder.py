@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from lunar_tune.models.chat import (
     ChatFormat,
     render_answer,
     render_prompts,
-    template_source,
 )
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 # What spells a control token stands between noncharacters, which no text that is exchanged has.
 _MARKED = re.compile("\ufdd0(.*?)\ufdd1", re.DOTALL)
+
+_SHOWN = 500  # characters of a prompt
 
 
 class ChatEncoder:
@@ -48,6 +49,33 @@ class ChatEncoder:
                 ids = ids[1:]
             prompts.append((*ids[:1], *ids) if chat.second_bos and ids[:1] == (bos,) else ids)
         return prompts
+
+    def shown(self, questions: Mapping[str, str]) -> dict[str, str]:
+        """Return prompts of named questions, on a line each, with the format's tokens visible.
+
+        What is the same around questions is shown once, with what ends an answer.
+        """
+        shown: dict[str, str] = {}
+        around = None
+        prompts = zip(questions.items(), self.prompts(list(questions.values())), strict=True)
+        for (name, question), ids in prompts:
+            text = str(self.tokenizer.decode(ids))
+            before, _, after = text.partition(question)
+            if (before, after) == around:
+                text = f"… {_cut(question)} …"
+            elif around is None:
+                around = before, after
+                end = self.end if self.end is not None else self.tokenizer.eos_token_id
+                text = f"{_cut(text)}[answer]{self.tokenizer.decode([end] if end else [])}"
+            else:
+                text = _cut(text)
+            visible = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+            shown[f"{name} prompt"] = "".join(visible)
+        return shown
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text by itself."""
+        return self._ids(self._marked(text))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return an answer as it goes on from a prompt, without the token that ends it."""
@@ -85,8 +113,7 @@ class ChatEncoder:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        source = template_source(self.tokenizer, self._chat, family=self._family)
-        source += str(self.tokenizer.chat_template)
+        source = f"{self._chat.template} {self.tokenizer.chat_template}"
         named = (
             token.content
             for token in self.tokenizer.added_tokens_decoder.values()
@@ -130,3 +157,8 @@ class ChatEncoder:
                 f"one of its control tokens ({error}). Change it where your texts have it."
             ) from error
         return tuple(encoded["input_ids"])
+
+
+def _cut(text: str) -> str:
+    """Return a text without its middle if it is long."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"

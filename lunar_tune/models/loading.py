@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from urllib.request import getproxies
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import ADAPTER_WEIGHTS, ModelSpec, is_adapter
-from lunar_tune.models.chat import OWN_FORMAT, ChatFormat
+from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
 from lunar_tune.models.layout import BlockLayout, layout_of
@@ -66,11 +67,11 @@ class LoadedModel:
             )
 
 
-def load_config(spec: ModelSpec) -> PretrainedConfig:
+def load_config(spec: ModelSpec, *, offline: bool = False) -> PretrainedConfig:
     """Return the configuration of a checkpoint of a suitable family, or raise a ModelError."""
     from transformers import AutoConfig
 
-    config: PretrainedConfig = from_hub(AutoConfig, spec, spec.checkpoint)
+    config: PretrainedConfig = from_hub(AutoConfig, spec, spec.checkpoint, offline=offline)
     layout_of(config)
     return config
 
@@ -93,14 +94,24 @@ def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     return as_loaded(model, tokenizer, spec, chat)
 
 
-def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+def encoder_on_disk(spec: ModelSpec, chat: ChatFormat) -> ChatEncoder | None:
+    """Return the encoder of a model whose tokenizer is on this machine, or None."""
+    with suppress(ModelError):
+        tokenizer, family = load_tokenizer(spec, offline=True), ""
+        if chat.template == PUBLISHED:
+            family = load_config(spec, offline=True).model_type
+        return ChatEncoder(tokenizer, chat, family=family)
+    return None
+
+
+def load_tokenizer(spec: ModelSpec, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the weights if they have their own, or the model's."""
     from transformers import AutoTokenizer
 
     source = spec.source
     if spec.weights is not None and (Path(spec.weights) / "tokenizer_config.json").is_file():
         source = spec.weights
-    tokenizer: PreTrainedTokenizerBase = from_hub(AutoTokenizer, spec, source)
+    tokenizer: PreTrainedTokenizerBase = from_hub(AutoTokenizer, spec, source, offline=offline)
     return tokenizer
 
 
@@ -178,7 +189,9 @@ def load_weights(
     return model
 
 
-def from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
+def from_hub(
+    factory: Any, spec: ModelSpec, source: str, *, offline: bool = False, **options: Any
+) -> Any:
     """Call `factory.from_pretrained`; what fails is a ModelError with a message to act on."""
     from transformers.utils.logging import disable_progress_bar
 
@@ -191,7 +204,7 @@ def from_hub(factory: Any, spec: ModelSpec, source: str, **options: Any) -> Any:
             source,
             revision=None if local else spec.revision,
             trust_remote_code=spec.trust_remote_code,
-            local_files_only=local or not _hub_resolves(),
+            local_files_only=offline or local or not _hub_resolves(),
             **options,
         )
     except Exception as error:  # hub, Rust and transformers raise unrelated classes

@@ -23,7 +23,7 @@ from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
-from lunar_tune.models.loading import load_config
+from lunar_tune.models.loading import encoder_on_disk, load_config
 from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)
@@ -134,6 +134,26 @@ def materialise(job: Job, console: Console | None = None) -> Job:
 
     source = str(ensure_tiny(console=console))
     return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
+
+
+def first_prompts(spec: TrialSpec) -> dict[str, str]:
+    """Return the first prompt of each set, to show, or raise a ModelError if its template fails.
+
+    There is none where texts are not, or the tokenizer is not on this machine or code of its own.
+    """
+    model, data = spec.model, spec.data
+    if not spec.text or model.trust_remote_code:
+        return {}
+    if model.source == TINY:
+        from lunar_tune.finetuning.tiny import tiny_folder
+
+        model = dataclasses.replace(model, source=str(tiny_folder()))
+    if (encoder := encoder_on_disk(model, spec.chat)) is None:
+        return {}
+    firsts = {
+        name: records[0].question for name, records in data.asked(full=False).items() if records
+    }
+    return encoder.shown({**firsts, "reference": data.reference_prompts[0]})
 
 
 def known_depth(options: RunOptions) -> int | None:

@@ -19,7 +19,14 @@ from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
-from lunar_tune.trial.assemble import assemble, check_machine, configured, known_depth, materialise
+from lunar_tune.trial.assemble import (
+    assemble,
+    check_machine,
+    configured,
+    first_prompts,
+    known_depth,
+    materialise,
+)
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -131,7 +138,11 @@ def unlearn(
             say(console, note)
     from lunar_tune.trial.worker import Worker
 
-    worker = Worker(materialise(spec, console))
+    spec = materialise(spec, console)
+    if console is not None:
+        for label, text in first_prompts(spec).items():
+            say(console, f"{label}: {text}")
+    worker = Worker(spec)
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full) if baseline else None
 

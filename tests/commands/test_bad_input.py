@@ -192,6 +192,23 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_dry_run_shows_the_first_prompts_unless_texts_are_not_to_be_seen(
+    small: list[str], tmp_path: Path
+) -> None:
+    options = ("--dry-run", "--in-process", *small)
+    shown = succeeded(SEARCH, *options)
+    for part in (
+        "forget prompt     <|bos|><|im_start|>user\\n",
+        "reference prompt  … ",
+        "[answer]",
+    ):
+        assert part in shown
+    assert " prompt  " not in succeeded(SEARCH, *options, "--no-text")
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('no such turn') }}")
+    message = refused(SEARCH, *options, "--chat-template", tmp_path / "mine.jinja")
+    assert "failed: no such turn" in message
+
+
 def test_a_dry_run_looks_at_a_store_and_leaves_it_as_it_is(
     empty_store: Callable[[Path], Path],
 ) -> None:

@@ -85,6 +85,14 @@ def test_tokens_are_those_of_the_models_own_tokenizer(
     ]
     tokens = json.loads(target.read_text())["tokens"]["answer"]
     assert (tokens["least"], tokens["most"]) == (min(counts), max(counts))
+    prompt = (
+        "forget prompt: <|bos|><|im_start|>user\\nWhat is item 0 of A_B?<|im_end|>\\n<|im_start|>"
+    )
+    assert prompt in shown
+    assert "retain prompt: … What is item 0 of B_C? …" in shown
+    (tmp_path / "mine.jinja").write_text("Q: {{ messages[-1].content }}")
+    told = ("--model", checkpoint("qwen2"), "--chat-template", tmp_path / "mine.jinja")
+    assert "forget prompt: Q: What is item 0 of A_B?[answer]" in succeeded(describe, data, *told)
 
 
 def test_prompts_are_told_from_pairs_by_suffix_and_first_row(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def test_a_run_writes_its_scores_and_answers_and_a_model_that_gives_them(small: 
     assert len(document["losses"]) == 2, "an epoch each"
     assert set(document["baseline"]) >= {"forget_rouge1", "retain_rouge1"}
     assert [row["set_name"] for row in rows] == ["forget"] * 3 + ["retain"] * 6
-    for line in ("base model", "unlearned", "scores and answers written to s.json"):
+    prompt = "forget prompt: <|bos|><|im_start|>user\\n"
+    for line in (prompt, "base model", "unlearned", "scores and answers written to s.json"):
         assert line in output
     for name in ("forget_mrr", "retain_mrr", "retain_perplexity"):
         (line,) = [line.split() for line in output.splitlines() if line.startswith(name)]

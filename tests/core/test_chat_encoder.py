@@ -205,3 +205,18 @@ def test_what_a_tokenizer_adds_by_itself_only_begins_a_prompt_that_has_no_beginn
     assert after[0] == before[0]
     assert after[1] == [(tokenizer.bos_token_id, *prompt) for prompt in before[1]]
     assert [encoder(tokenizer).answer(text) for text in texts] == ends
+
+
+def test_prompts_are_shown_with_what_the_format_writes(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """What it writes around questions is shown once; a text does nothing to the terminal."""
+    asked = {"forget": "What?", "retain": "A\x1b[1m\u202e?", "factual": "a" * 300 + "b" * 300}
+    written = "<|bos|><|im_start|>user\\nWhat?<|im_end|>\\n<|im_start|>assistant\\n"
+    assert encoder(tokenizer).shown(asked) == {
+        "forget prompt": f"{written}[answer]<|im_end|>",
+        "retain prompt": "… A\\x1b[1m\\u202e? …",
+        "factual prompt": f"… {'a' * 250} … {'b' * 250} …",
+    }
+    template = "Q: {{ messages[0].content | upper }}"
+    assert encoder(tokenizer, template).shown(asked)["retain prompt"] == "Q: A\\x1b[1M\\u202e?"
