@@ -8,12 +8,11 @@ import math
 import re
 import textwrap
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from markupsafe import Markup
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 from tabulate import tabulate
@@ -33,30 +33,40 @@ A_DAY = 24 * 3600.0
 # there is room for the note.
 NARROW = 100
 _WIDTH, _LINES = 100, 25
+# Control characters but the end of a line, and those that embed or override a direction.
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LABEL, _LONGEST = 34, 120  # characters of a row's name, and of one value
 
 
-def screen(*, quiet: bool = False) -> Console:
+class Screen(Console):
+    """A console on which a text is only text, whoever wrote it; see `visible`."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield what is shown; colours and moves of the program's own are no text."""
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=visible(one.text))
+
+
+def screen(*, quiet: bool = False, stderr: bool = False) -> Console:
     """Return the screen, on which nothing is shown if it is to be quiet."""
-    return Console(quiet=quiet, emoji=False, highlight=False)
+    return Screen(quiet=quiet, stderr=stderr, emoji=False, highlight=False)
 
 
 def say(console: Console, text: str) -> None:
     """Print a line as it stands, however long it is."""
-    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(console: Console, text: str) -> None:
     """Print a warning."""
-    console.print(Text.assemble(("warning: ", "bold yellow"), visible(text)), soft_wrap=True)
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
 
 def visible(text: str) -> str:
-    """Return text with control characters, which may steer a terminal, as Python writes them."""
-    return "".join(
-        repr(sign)[1:-1] if unicodedata.category(sign) == "Cc" and sign != "\n" else sign
-        for sign in text
-    )
+    """Return text with what steers a terminal or turns the direction as Python writes it."""
+    return _STEERING.sub(lambda sign: repr(sign[0])[1:-1], text)
 
 
 def build_progress(console: Console) -> Progress:

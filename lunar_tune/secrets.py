@@ -66,8 +66,10 @@ def without_login(address: str) -> str:
 
 
 class SecretsFormatter(logging.Formatter):
-    """Formats records of logging without secrets."""
+    """Formats records of logging without secrets, of which no text makes another."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as it may be shown and kept, its traceback too."""
-        return without_secrets(super().format(record))
+        from lunar_tune.display import visible
+
+        return visible(without_secrets(super().format(record))).replace("\n", "\n  ")

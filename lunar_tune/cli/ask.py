@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lunar_tune.cli.commands import Command, TrialOptions
 from lunar_tune.config.fields import option, same_option
 from lunar_tune.config.options import SUBJECT, Reused, RunOptions
-from lunar_tune.display import say, visible
+from lunar_tune.display import say, screen
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import decoded, write_json
 
@@ -53,7 +52,7 @@ def ask(options: AskOptions, problems: Problems) -> None:
     all but the answers.
     """
     console = options.console
-    answered = Console(emoji=False)  # also when quiet: answers are what was asked for
+    answered = screen()  # also when quiet: answers are what was asked for
     if not all(question.strip() for question in options.questions):
         problems.add("a question is empty.")
     with options.working("reading the search"), problems.collect():
@@ -138,5 +137,5 @@ def _answers(one: SideBySide, *, with_question: bool) -> Table:
     if one.truth is not None:
         rows.append(("true answer", f"{one.truth} ({one.set_name})"))
     for label, text in rows:
-        table.add_row(label, Text(visible(text)))
+        table.add_row(label, Text(text))
     return table

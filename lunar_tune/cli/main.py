@@ -74,13 +74,12 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
         with interrupted_once() as interrupted:
             yield
     except (Exception, KeyboardInterrupt) as error:
+        from lunar_tune.display import say, screen, visible
+
+        console = screen(stderr=True)
         if debug:
-            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
-        from rich.console import Console
-
-        from lunar_tune.display import say
-
-        console = Console(stderr=True, emoji=False)
+            told = without_secrets("".join(traceback.format_exception(error)))
+            sys.stderr.write(visible(told))
         if isinstance(error, KeyboardInterrupt) or (
             # A library may make another error of it, above all while it is imported.
             interrupted() and not isinstance(error, LunarTuneError)

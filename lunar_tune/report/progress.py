@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
 from rich.text import Text
 
-from lunar_tune.display import NARROW, build_progress, printable, shown_duration
+from lunar_tune.display import NARROW, Screen, build_progress, printable, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.secrets import SecretsFormatter
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
@@ -224,7 +224,7 @@ class _Printed(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Log what is printed, line by line, and change nothing of it."""
         text = io.StringIO()
-        plain = Console(
+        plain = Screen(
             file=text,
             width=_WIDE,
             color_system=None,

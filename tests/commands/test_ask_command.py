@@ -18,7 +18,6 @@ from shared_searches import SharedSearch
 import lunar_tune as lt
 from lunar_tune.cli.ask import ask as COMMAND
 from lunar_tune.cli.export import export as EXPORT
-from lunar_tune.display import visible
 from lunar_tune.errors import InputError
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -83,10 +82,6 @@ def test_a_terminal_is_asked_until_there_is_nothing_more(
     assert typed.call_args_list == [call("question: ")] * 2
     assert result.output.count("true answer      Kettle 1 of A_B (forget)") == 1
     assert [one["question"] for one in json.loads(file.read_text())["answers"]] == [KNOWN]
-
-
-def test_control_characters_of_an_answer_do_not_reach_the_terminal() -> None:
-    assert visible("a\x1b[2J\tb\nc[red]") == "a\\x1b[2J\\tb\nc[red]"
 
 
 def test_all_mistakes_are_said_at_once_before_a_model_is_loaded(

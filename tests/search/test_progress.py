@@ -15,12 +15,14 @@ import pytest
 from invented_searches import GOAL, trial
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
 from rich.table import Table
 
-from lunar_tune.display import shown_duration
+from lunar_tune.display import Screen, say, shown_duration, warn
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.progress import RECORD, SearchDisplay, printable, search_log
+from lunar_tune.report.progress import RECORD, SearchDisplay, encodable, search_log
 from lunar_tune.study.rows import FAILED, TrialRow
 
 
@@ -103,7 +105,30 @@ def test_a_terminal_has_one_moving_line_and_the_trials_above_it(width: int) -> N
 def test_what_is_shown_is_what_the_console_can_show() -> None:
     assert "feasible * " in shown(row(0, 0.5, 0.9), encoding="cp1252")
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
-    assert printable("a\x1b[2J\r\nb\u202e  ß 日\ud800", console) == "a [2J b ß ?"
+    assert encodable("a\x1b[2J\r\nb\u202e  ß 日\ud800", console) == "a [2J b ß ?"
+
+
+STEERING = "a\x1b[2J\x9b31m\u202eb\x07"
+
+
+def test_no_text_steers_the_terminal_or_forges_a_line_of_the_log(tmp_path: Path) -> None:
+    """Colours and moves of the program's own are left."""
+    file = io.StringIO()
+    console = Screen(file=file, width=60, force_terminal=True, emoji=False)
+    opening = [f"data: {STEERING}\n2026-01-01 INFO    forged"]
+    with search_log(tmp_path / "l", console, opening), console.status(escape(STEERING)):
+        say(console, STEERING)
+        warn(console, STEERING)
+        console.print(f"[red]{escape(STEERING)}[/red]", Panel(STEERING), Table(STEERING))
+        logging.getLogger("any").warning("%s\nERROR forged", STEERING)
+    shown = file.getvalue()
+    for text in (shown, log := (tmp_path / "l").read_text("utf-8")):
+        raw = re.findall("[\x00-\x09\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202e]|\x1b.2J", text)
+        assert raw == []
+        assert text.count("a\\x1b[2J") >= 5
+    assert "\x1b[31m" in shown
+    assert "\x1b" not in log
+    assert [line for line in log.splitlines() if line.startswith(("2026-01-01", "ERROR"))] == []
 
 
 def test_a_search_that_goes_on_begins_where_it_stopped() -> None:
@@ -248,7 +273,7 @@ def test_an_error_is_logged_with_its_traceback_and_an_interruption_without(
     lines = text.splitlines()
     assert STAMP.sub("", lines[0]) == first
     assert last in lines[-1]
-    assert (lines[1:2] == ["Traceback (most recent call last):"]) is (first != last)
+    assert (lines[1:2] == ["  Traceback (most recent call last):"]) is (first != last)
     assert "hunter2secret" not in text
 
 
