@@ -185,16 +185,15 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Inside, a server for a store answers; it ends with all of its processes.
 
     Given are its address, which has a token in it that nobody else knows, and what waits until it
-    ends. Ctrl-C and, from then on in this process, a signal to terminate leave the block. One that
-    does not start or ends is a LunarTuneError.
+    ends. An interruption and, from then on in this process, the end of the terminal leave the
+    block. One that does not start or ends is a LunarTuneError.
     """
     token, file = secrets.token_urlsafe(), sqlite_file(uri)
     # The artifacts of another database lie in a store that has its own credentials.
     root = Path(os.devnull) if file is None else file.parent.resolve() / "mlartifacts"
     told = {ui_server.STORE: uri, ui_server.ROOT: str(root), ui_server.TOKEN: token}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:
         # Handed over open, so that no other process can have its port in between.
         with socket.create_server((_HOST, 0)) as listening:

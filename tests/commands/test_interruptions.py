@@ -1,10 +1,15 @@
-"""Ctrl-C in any command: the first interrupts, those that follow let it end what it began."""
+"""Ctrl-C, SIGTERM and closed terminals in any command, and output that nobody reads any more.
+
+The first signal interrupts, those that follow let it end what it began.
+"""
 
 from __future__ import annotations
 
+import os
 import pydoc
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 import weakref
@@ -14,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import finish, start, without_ray
+from command_lines import TIMEOUT, environment, finish, start, without_ray
 from search_results import statuses
 
 from lunar_tune.cli.search import search as COMMAND
-from lunar_tune.signals import interrupted_once
+from lunar_tune.driver.persistence import write_mirrors
+from lunar_tune.signals import interrupted_once, uninterrupted
 from lunar_tune.study.folder import Folder
 
 ENDING = """
@@ -34,11 +40,28 @@ with reporting_errors(debug=False):
 """
 
 
+TALKING = """
+import os, sys
+from lunar_tune.cli.main import main
+main(["--help"])
+with open(sys.argv[1], "w") as file:
+    os.system("echo what a library prints")
+    file.write("this alone")
+main(["search", "--num-trials", "0"])
+"""
+ASKED = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+
+
 @pytest.fixture(autouse=True)
 def _heeded() -> Iterator[None]:
-    here = signal.signal(signal.SIGINT, signal.default_int_handler)
+    here = {number: signal.signal(number, handler) for number, handler in ASKED.items()}
     yield
-    signal.signal(signal.SIGINT, here)
+    for number, handler in here.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("more", "is_put_back"), [(0, True), (2, True), (3, False)])
@@ -51,13 +74,85 @@ def test_what_ends_is_disturbed_by_the_fourth_press_alone(more: int, is_put_back
     assert "Traceback" not in done.stderr
 
 
-def test_the_handler_is_put_back_and_another_one_is_left_alone() -> None:
-    with interrupted_once():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with interrupted_once():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+def send(*numbers: int) -> int:
+    """Send signals to this process, one after another; return how many did not end it."""
+    for number in numbers:
+        signal.raise_signal(number)
+    return len(numbers)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_and_neither_more_nor_a_closed_terminal_disturb(first: int) -> None:
+    undisturbed = []
+
+    def search() -> None:
+        with interrupted_once() as interrupted:
+            undisturbed.append(send(signal.SIGHUP) and not interrupted())
+            try:
+                send(first)
+            finally:
+                send(*(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) * 2)
+                with interrupted_once(), uninterrupted():
+                    send(signal.SIGTERM)
+                undisturbed.append(interrupted())
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    assert undisturbed == [True, True]
+    assert {number: signal.getsignal(number) for number in ASKED} == ASKED
+
+
+@pytest.mark.parametrize(
+    ("sent", "whole"),
+    [((signal.SIGTERM, signal.SIGINT, signal.SIGTERM), 3), ((signal.SIGINT,) * 4, 0)],
+)
+def test_what_is_not_to_be_interrupted_waits_for_its_end_but_for_the_fourth_press(
+    sent: tuple[int, ...], whole: int
+) -> None:
+    done = [0]
+
+    def write() -> None:
+        with interrupted_once(), uninterrupted():
+            done.append(send(*sent))
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert done[-1] == whole
+
+
+def test_a_signal_that_somebody_else_handles_or_ignores_is_left_to_them() -> None:
+    """`nohup` ignores SIGHUP, a shell's background SIGINT; a scheduler's SIGTERM still counts."""
+    heard: list[object] = []
+
+    def search() -> None:
+        with interrupted_once():
+            heard.append(send(signal.SIGINT, signal.SIGHUP))
+            send(signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("theirs"))
+    search()
+    assert heard == [2, 2, "theirs"]
+
+
+@pytest.mark.parametrize("lost", ["pipe", "terminal", "closed"])
+def test_a_command_whose_output_nobody_reads_does_its_work_in_silence(
+    lost: str, tmp_path: Path
+) -> None:
+    """As `| head`, a terminal that is closed, and `>&-`: no traceback, the usual exit code."""
+    reading, writing = os.openpty() if lost == "terminal" else os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-c", TALKING, str(tmp_path / "done")]
+    if lost == "closed":
+        line = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *line]
+    outputs = {"stdout": writing, "stderr": writing}
+    done = subprocess.run(line, **outputs, env=environment(), timeout=TIMEOUT, check=False)
+    os.close(writing)
+    assert done.returncode == 2
+    assert (tmp_path / "done").read_text() == "this alone"
 
 
 def test_an_interruption_that_python_passes_over_comes_again() -> None:
@@ -92,7 +187,10 @@ def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
     empty_store: Callable[[Path], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C when a function is called: `None` where nothing is left, else how the run ended."""
+    """Ctrl-C when a function is called: `None` where nothing is left, else how the run ended.
+
+    And two more signals while what there is is written.
+    """
     empty_store(tmp_path / "mlflow.db")
     original = pydoc.locate(point)
     assert callable(original)
@@ -102,6 +200,12 @@ def test_an_interrupted_search_leaves_no_run_open_and_no_name_taken(
         time.sleep(0.01)  # in another thread it does not raise there
         return original(*values, **named)
 
+    def ending(*values: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        write_mirrors(*values)
+
+    monkeypatch.setattr("lunar_tune.driver.session.write_mirrors", ending)
     monkeypatch.setattr(point, called)
     options = ("--in-process", "--num-trials", "1", "--sampler", "random", "--force")
     options += ("--constrain", "retain_rouge1>=0", "--output", str(tmp_path), "--name", "n")

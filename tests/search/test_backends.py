@@ -302,19 +302,32 @@ def test_a_kept_token_is_for_this_machine(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_a_killed_process_left_is_removed_by_the_next_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What lives stays, and so does what has begun so late that its lock may not be held yet."""
+    """What lives stays, and so does what has begun so late that its lock may not be held yet.
+
+    As does what is another user's, or leads elsewhere: a lock there may be a link to a file.
+    """
     monkeypatch.setattr("lunar_tune.files._TEMP", tmp_path)
-    for name, age in (("dead", 3600), ("alive", 3600), ("new", 0)):
-        lock = tmp_path / f"lt-ray-{name}" / "alive"
+    for name, age in (
+        ("lt-ray-dead", 3600),
+        ("lt-ray-alive", 3600),
+        ("lt-ray-new", 0),
+        ("x", 3600),
+    ):
+        lock = tmp_path / name / "alive"
         lock.parent.mkdir()
         lock.touch()
         os.utime(lock, (time.time() - age,) * 2)
     (tmp_path / "lt-ray-of-an-older-version").mkdir()
+    (tmp_path / "lt-ray-link").symlink_to("x")
+    everything = {one.name for one in tmp_path.iterdir()}
     with filelock.FileLock(tmp_path / "lt-ray-alive" / "alive"):
         os.utime(tmp_path / "lt-ray-alive" / "alive", (time.time() - 3600,) * 2)
-        with own_session() as folder:
-            left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
-    assert left == {"lt-ray-alive", "lt-ray-new", "lt-ray-of-an-older-version"}
+        for user, gone in ((os.geteuid() + 1, set()), (os.geteuid(), {"lt-ray-dead"})):
+            monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+            with own_session() as folder:
+                left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
+            assert everything - left == gone
+    assert (tmp_path / "x" / "alive").exists()
 
 
 def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:
