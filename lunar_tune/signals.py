@@ -26,24 +26,30 @@ def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 _DEFAULTS = {signal.SIG_DFL, signal.default_int_handler, leave}
+_received: list[int] = []  # signals, in their order
+
+
+def is_interrupted() -> bool:
+    """Say whether a signal has ended what is, or last was, inside of `interrupted_once`.
+
+    Libraries make another error of an interruption, or forget it.
+    """
+    return bool(_received)
 
 
 @contextmanager
-def interrupted_once() -> Iterator[Callable[[], bool]]:
+def interrupted_once() -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM interrupts, and what ends then is not disturbed.
 
     What has begun is put back, written and closed: files, tracked runs, Ray's processes. The fourth
     Ctrl-C gives up even that. A terminal that is closed (SIGHUP) does nothing. A signal that
-    somebody else handles or ignores, as `nohup` does, is left to them. Yields what says whether
-    there was an interruption.
+    somebody else handles or ignores, as `nohup` does, is left to them.
     """
-    presses, ending = 0, False
 
     def interrupted(number: int, _frame: FrameType | None) -> None:
-        nonlocal presses, ending
-        presses += number == signal.SIGINT
-        if not ending or presses >= _PATIENCE:
-            ending = True
+        _received.append(number)
+        presses = _received.count(signal.SIGINT)
+        if len(_received) == 1 or presses >= _PATIENCE:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             more = f"ending; {_PATIENCE - presses} more Ctrl-C to end at once, without cleaning up"
@@ -52,11 +58,11 @@ def interrupted_once() -> Iterator[Callable[[], bool]]:
 
     def again(passed_over: sys.UnraisableHookArgs) -> None:
         """Interrupt a moment later where Python passes over an error, as when a weakref dies."""
-        nonlocal presses, ending
         if issubclass(passed_over.exc_type, KeyboardInterrupt):
-            presses, ending = 0, False
+            number = (_received or [signal.SIGINT])[-1]
+            _received.clear()
             main = threading.main_thread().ident
-            threading.Timer(_MOMENT, signal.pthread_kill, (main, signal.SIGINT)).start()
+            threading.Timer(_MOMENT, signal.pthread_kill, (main, number)).start()
         else:
             hook(passed_over)
 
@@ -71,10 +77,11 @@ def interrupted_once() -> Iterator[Callable[[], bool]]:
     hook = sys.unraisablehook
     if before:
         sys.unraisablehook = again
+        _received.clear()
     for number in before:
         signal.signal(number, handlers[number])
     try:
-        yield lambda: ending
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,14 +8,20 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lunar_tune import __version__
 from lunar_tune.errors import InputError, LunarTuneError, suggestion
 from lunar_tune.secrets import SecretsFormatter, without_secrets
-from lunar_tune.signals import EXIT_INTERRUPTED, interrupted_once, leave, outlast_outputs
+from lunar_tune.signals import (
+    EXIT_INTERRUPTED,
+    interrupted_once,
+    is_interrupted,
+    leave,
+    outlast_outputs,
+)
 
 EXIT_FAILED, EXIT_INPUT = 1, 2
 HELP_ALL = "--help-all"
@@ -69,9 +75,8 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     shown = logging.StreamHandler()
     shown.setFormatter(SecretsFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
-    interrupted: Callable[[], bool] = bool
     try:
-        with interrupted_once() as interrupted:
+        with interrupted_once():
             yield
     except (Exception, KeyboardInterrupt) as error:
         from lunar_tune.display import say, screen, visible
@@ -82,7 +87,7 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
             sys.stderr.write(visible(told))
         if isinstance(error, KeyboardInterrupt) or (
             # A library may make another error of it, above all while it is imported.
-            interrupted() and not isinstance(error, LunarTuneError)
+            is_interrupted() and not isinstance(error, LunarTuneError)
         ):
             console.print("interrupted")
             sys.exit(EXIT_INTERRUPTED)

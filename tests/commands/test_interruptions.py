@@ -24,7 +24,7 @@ from search_results import statuses
 
 from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.driver.persistence import write_mirrors
-from lunar_tune.signals import interrupted_once, uninterrupted
+from lunar_tune.signals import interrupted_once, is_interrupted, uninterrupted
 from lunar_tune.study.folder import Folder
 
 ENDING = """
@@ -86,15 +86,15 @@ def test_one_signal_ends_and_neither_more_nor_a_closed_terminal_disturb(first: i
     undisturbed = []
 
     def search() -> None:
-        with interrupted_once() as interrupted:
-            undisturbed.append(send(signal.SIGHUP) and not interrupted())
+        with interrupted_once():
+            undisturbed.append(send(signal.SIGHUP) and not is_interrupted())
             try:
                 send(first)
             finally:
                 send(*(signal.SIGTERM, signal.SIGHUP, signal.SIGINT) * 2)
                 with interrupted_once(), uninterrupted():
                     send(signal.SIGTERM)
-                undisturbed.append(interrupted())
+                undisturbed.append(is_interrupted())
 
     with pytest.raises(KeyboardInterrupt):
         search()

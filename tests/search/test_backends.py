@@ -35,6 +35,7 @@ from lunar_tune.driver.backends.on_ray import (
     crash_reason,
     watched,
 )
+from lunar_tune.signals import interrupted_once
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
@@ -100,16 +101,24 @@ def test_the_end_of_rays_process_interrupts(
 ) -> None:
     """And the end of the search ends the watch, whatever becomes of Ray then."""
 
-    def wait_while_it_dies(process: psutil.Process) -> None:
-        with watched(Folder(tmp_path), [process]):
+    def wait_while_it_dies(process: psutil.Process, *sent: int) -> None:
+        with interrupted_once(), watched(Folder(tmp_path), [process]):
             process.kill()
-            time.sleep(60)
+            try:
+                for number in sent:
+                    signal.raise_signal(number)
+                time.sleep(60)
+            except KeyboardInterrupt:  # as `ray.wait` does it
+                raise (RuntimeError if sent else KeyboardInterrupt) from None
 
     monkeypatch.setattr(on_ray, "_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(on_ray, "_GRACE_SECONDS", 3.0)  # time to react, on any machine
     before = signal.getsignal(signal.SIGVTALRM)
     with sleeping() as process, pytest.raises(BackendLostError, match="Ray's sleep has ended"):
         wait_while_it_dies(process)
+    with sleeping() as process, pytest.raises(KeyboardInterrupt) as told:
+        wait_while_it_dies(process, signal.SIGTERM)
+    assert told.type is KeyboardInterrupt, "who was told to end was not lost"
     with sleeping() as process:
         with watched(Folder(tmp_path), [process]):
             pass

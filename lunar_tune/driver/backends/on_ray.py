@@ -34,6 +34,7 @@ from lunar_tune.metrics.goal import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.progress import RECORD
 from lunar_tune.secrets import without_secrets
+from lunar_tune.signals import is_interrupted
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task, TaskRunner, format_error
@@ -166,13 +167,11 @@ def run_on_ray(
         try:
             with watched(folder):
                 tuner.fit()
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             # A signal to the whole process group ends Ray's own processes too, and a driver
             # that goes on without them is ended after a minute.
             with suppress(Exception):  # of a Ray without its processes: anything
                 ray.shutdown()
-            if isinstance(error.__context__, KeyboardInterrupt):  # it was told to end before
-                raise error.__context__ from None
             raise
 
 
@@ -250,7 +249,10 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
     """Inside, the end of one of Ray's processes raises a BackendLostError in the main thread.
 
     Where that does not react, hanging inside of Ray, this process is ended with a last word.
-    Ray's `processes` are looked for among the children of this one.
+    Ray's `processes` are looked for among the children of this one. A signal that ends the search
+    may end them too, and Ray makes a KeyboardInterrupt of any other, or an error of its own: what
+    leaves the block is a KeyboardInterrupt if there was a signal, and a BackendLostError if there
+    was none and a process has ended.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -264,6 +266,9 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
     def lost(_signal: int, _frame: FrameType | None) -> None:
         raise BackendLostError(f"Ray's {gone[0]} has ended")
 
+    def look() -> None:
+        gone.extend(name for one, name in names.items() if not lives(one))
+
     def lives(process: psutil.Process) -> bool:
         with suppress(psutil.Error):
             return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
@@ -271,7 +276,7 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
 
     def watch() -> None:
         while not over.wait(_EVERY_SECONDS):
-            gone.extend(name for one, name in names.items() if not lives(one))
+            look()
             if gone and not over.wait(_GRACE_SECONDS):
                 os.kill(os.getpid(), _SIGNAL)
                 if not over.wait(_GRACE_SECONDS):
@@ -287,6 +292,13 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
     watcher.start()
     try:
         yield
+    except BaseException as error:
+        look()
+        if is_interrupted():
+            raise KeyboardInterrupt from error
+        if gone:
+            raise BackendLostError(f"Ray's {gone[0]} has ended") from error
+        raise
     finally:
         over.set()
         watcher.join()
