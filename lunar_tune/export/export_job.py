@@ -12,7 +12,7 @@ from pathlib import Path
 from lunar_tune.data.data_catalog import DataKind, resolve_data
 from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.metrics.evaluate import AnswerRow
-from lunar_tune.models.catalog import is_adapter
+from lunar_tune.models.weights import is_adapter
 from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -95,6 +95,7 @@ class ExportRun:
     fingerprint: str
     tokenizer: str  # hub id or folder
     dtype: str
+    attention: str  # sdpa or eager
     answers: tuple[AnswerRow, ...] = ()  # the unlearned model's, decoded from the first token on
     digests: dict[str, str] = field(default_factory=dict)  # digests of the new weights
     merged: bool = False  # see `methods.contract.Edit`

@@ -201,7 +201,8 @@ def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
 
     tokenizer = load(AutoTokenizer, words)
     dtype = getattr(torch, run.dtype)
-    model = load(AutoModelForCausalLM, source, dtype=dtype, use_safetensors=True)
+    options = {"dtype": dtype, "attn_implementation": run.attention}
+    model = load(AutoModelForCausalLM, source, use_safetensors=True, **options)
     if job.form == "adapter":
         from peft import PeftModel
 

@@ -75,6 +75,7 @@ def _run_again(job: ExportJob) -> ExportRun:
         fingerprint=fingerprint(worker.loaded),
         tokenizer=str(spec.weights) if own else spec.source,
         dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(model.config._attn_implementation),
     )
     factors: dict[str, Factors] = {}
     weights: dict[str, Tensor] = {}  # those of which an adapter has to be made

@@ -18,9 +18,10 @@ from lunar_tune.engine.activations import capture_streams, sweep_batch
 from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
-from lunar_tune.models.catalog import ModelSpec, check_weights
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.device import DeviceMemory, resolve_device
 from lunar_tune.models.loading import from_hub, load_weights
+from lunar_tune.models.weights import check_weights
 from lunar_tune.training.answer_loss import Encoder
 
 TEXTS_PER_BATCH = 64  # in a forward of a sentence-embedding model; such models are small

@@ -14,11 +14,10 @@ from typing import Any, Literal
 from lunar_tune.config.options import TINY
 from lunar_tune.errors import ModelError, suggestion
 from lunar_tune.files import is_file, is_folder, read_settings, write_json
+from lunar_tune.models.weights import check_folder, is_adapter
 from lunar_tune.registry import Registry
 
 LINEAGE_FILE = "lunar_tune.json"
-ADAPTER_FILE = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -90,6 +89,7 @@ def resolve_model(name: str) -> ModelSpec:
         return ModelSpec(name=known, source=source, revision=revision or None)
     folder = Path(name).expanduser()
     if name and is_folder(folder):
+        check_folder(folder, f"--model {name}")
         return ModelSpec(name=folder.resolve().name, source=str(folder.resolve()))
     if name.startswith((".", "/", "~")) or is_file(folder):
         raise ModelError(
@@ -103,27 +103,6 @@ def resolve_model(name: str) -> ModelSpec:
         f"unknown model {known!r}.{suggestion(known, CATALOG)} A hub id (owner/name) or a folder "
         "works as well."
     )
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds a PEFT adapter."""
-    return is_file(folder / ADAPTER_FILE)
-
-
-def check_weights(path: str, option: str) -> Path:
-    """Return the folder of a checkpoint or adapter that an option names, or raise a ModelError."""
-    folder = Path(path).expanduser()
-    if not is_folder(folder):
-        raise ModelError(f"{option} {path}: no such folder.")
-    wanted = (ADAPTER_WEIGHTS,) if is_adapter(folder) else ("config.json", "*.safetensors")
-    for pattern in wanted:
-        if not any(folder.glob(pattern)):
-            raise ModelError(
-                f"{option} {path}: holds no {pattern} file. A checkpoint has config.json and "
-                f"*.safetensors, a PEFT adapter {ADAPTER_FILE} and {ADAPTER_WEIGHTS}; pickled "
-                "*.bin files can run code and are not read: save them with save_pretrained()."
-            )
-    return folder.resolve()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import re
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from lunar_tune.config.options import DTYPES
 from lunar_tune.errors import InputError, LunarTuneError, ModelError, Result
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import CATALOG, ModelSpec
+from lunar_tune.models.weights import n_stored
 
 if TYPE_CHECKING:
     import torch
@@ -159,20 +159,10 @@ class BatchSize:
 
 def n_parameters(model: ModelSpec) -> float | None:
     """Return how many parameters a model has, as far as that is known without loading it."""
-    from safetensors import SafetensorError, safe_open
-
     folder = Path(model.checkpoint)
     if not is_folder(folder):
         return CATALOG[model.name].billions * 1e9 if model.name in CATALOG else None
-    total = 0
-    try:
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, framework="np") as tensors:
-                names = tensors.keys()
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-    except (OSError, SafetensorError):
-        return None  # whoever loads it says what is wrong
-    return total or None
+    return n_stored(folder)
 
 
 def memory_needed(parameters: float, bytes_each: int) -> int:

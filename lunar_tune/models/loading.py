@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,11 +18,13 @@ from urllib.request import getproxies
 
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
-from lunar_tune.models.catalog import ADAPTER_WEIGHTS, ModelSpec, is_adapter
+from lunar_tune.models.adapters import merge_adapter
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
 from lunar_tune.models.layout import BlockLayout, layout_of
+from lunar_tune.models.weights import is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 _WORDS = 2**20  # of 8 bytes in one sum
 _SPREAD = 0x1B873593CC9E2D51  # any odd number with as many ones as zeros, more or less
 _SEED = 20250207  # of the multipliers; another one gives other fingerprints
+_ATTENTION = ("sdpa", "eager")  # torch's own; others are packages, or code fetched from a hub
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +77,12 @@ def load_config(spec: ModelSpec, *, offline: bool = False) -> PretrainedConfig:
 
     config: PretrainedConfig = from_hub(AutoConfig, spec, spec.checkpoint, offline=offline)
     layout_of(config)
+    asked = config._attn_implementation
+    if asked not in _ATTENTION:
+        if asked is not None:
+            said = "%s: asks for the attention of %s; sdpa of torch computes the same and is used"
+            logger.warning(said, spec.checkpoint, asked)
+        config._attn_implementation = _ATTENTION[0]
     return config
 
 
@@ -81,17 +91,47 @@ def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(spec.device)
-    load_config(spec)  # an unsuitable family is refused before its weights are read
+    config = load_config(spec)  # an unsuitable family is refused before its weights are read
     tokenizer = load_tokenizer(spec)
     options: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    options["attn_implementation"] = config._attn_implementation
     dtype = resolve_dtype(spec.dtype, device)
     model = load_weights(AutoModelForCausalLM, spec, dtype=dtype, **options)
     if spec.weights is not None and is_adapter(Path(spec.weights)):
-        model = _merge_adapter(model, spec, spec.weights)
+        model = merge_adapter(model, spec, Path(spec.weights))
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
         model.to(device)
-    return as_loaded(model, tokenizer, spec, chat)
+    loaded = as_loaded(model, tokenizer, spec, chat)
+    _check_numbers(loaded, chat)
+    return loaded
+
+
+def _check_numbers(loaded: LoadedModel, chat: ChatFormat) -> None:
+    """Raise a ModelError if a weight, or what the model computes, is not a finite number.
+
+    All answers would then be nothing, and score as if all were forgotten.
+    """
+    import torch
+
+    model, spec, dtype = loaded.model, loaded.spec, str(loaded.model.dtype).removeprefix("torch.")
+    where = f"model {spec.weights or spec.source}"
+    for name, weight in model.named_parameters():
+        if not all(map(math.isfinite, map(float, weight.aminmax()))):
+            raise ModelError(
+                f"{where}: {name} holds numbers that are infinite or none at all, as {dtype}. The "
+                "weights are damaged, or too large for that --dtype: take them from their source, "
+                "or use --dtype bfloat16 or float32."
+            )
+    (prompt,) = ChatEncoder(loaded.tokenizer, chat, family=model.config.model_type).prompts(["?"])
+    loaded.check_tokens([prompt])
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt], device=loaded.device)).logits
+    if bool(logits.isnan().any()):
+        raise ModelError(
+            f"{where}: computes no numbers (NaN) for a first prompt, as {dtype}: its activations "
+            "are too large for that. Use --dtype bfloat16 or float32."
+        )
 
 
 def encoder_on_disk(spec: ModelSpec, chat: ChatFormat) -> ChatEncoder | None:
@@ -146,26 +186,6 @@ def as_loaded(
     )
     loaded.check_tokens([[end]] if end is not None else [])
     return loaded
-
-
-def _merge_adapter(model: PreTrainedModel, spec: ModelSpec, folder: str) -> PreTrainedModel:
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    problem = f"--model-path {folder}: the adapter does not fit {spec.source}:"
-    try:
-        adapted = PeftModel.from_pretrained(model, folder)
-        with safe_open(Path(folder) / ADAPTER_WEIGHTS, framework="pt") as file:
-            unread = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise ModelError(f"{problem} {error}") from error
-    if unread:  # peft leaves out what has no place, and says so in a warning at most
-        raise ModelError(
-            f"{problem} {len(unread)} tensors are in one and not in the other, among them "
-            f"{min(unread)}."
-        )
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
 
 
 def load_weights(

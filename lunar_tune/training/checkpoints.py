@@ -75,7 +75,9 @@ def save_checkpoint(loaded: LoadedModel, folder: Path, *, texts: Iterable[str]) 
         loaded.tokenizer.save_pretrained(folder)
     except OSError as error:
         raise InputError(f"--save {folder}: cannot be written ({error}).") from error
-    reloaded = AutoTokenizer.from_pretrained(folder)
+    reloaded = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=loaded.spec.trust_remote_code
+    )
     if any(loaded.tokenizer(text)["input_ids"] != reloaded(text)["input_ids"] for text in texts):
         raise LunarTuneError(
             f"the tokenizer written to {folder} encodes a text differently after loading: "

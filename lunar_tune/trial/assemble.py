@@ -20,10 +20,11 @@ from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
 from lunar_tune.metrics.goal import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
-from lunar_tune.models.catalog import CATALOG, ModelSpec, check_weights, resolve_model
+from lunar_tune.models.catalog import CATALOG, ModelSpec, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import encoder_on_disk, load_config
+from lunar_tune.models.weights import check_weights
 from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
 
 Job = TypeVar("Job", TrialSpec, FinetuneJob)

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from lunar_tune.config.options import TINY
 from lunar_tune.data.records import Record
 from lunar_tune.errors import ModelError
-from lunar_tune.models.catalog import ModelSpec, check_weights, is_adapter, resolve_model
+from lunar_tune.models.catalog import ModelSpec, resolve_model
 from lunar_tune.models.chat import PUBLISHED, ChatFormat
 from lunar_tune.models.loading import load_config, load_model
+from lunar_tune.models.weights import check_weights, is_adapter
 from lunar_tune.training.answer_loss import Encoder
 
 IDS = torch.tensor([[1, 17, 40, 11, 200]])
