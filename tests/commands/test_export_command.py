@@ -307,7 +307,7 @@ def test_mistakes_are_said_together_before_anything_is_loaded(
     prompts.write_text("What is never?")
     message = refused(
         *(plain, "--format", "gguf", "--save", tmp_path / "full", "--trial", 5),
-        *("--json", tmp_path, "--register", "a/b"),
+        *("--json", tmp_path, "--register", "a/b", "--tracking-uri", NOWHERE),
     )
     for said in (
         "--format gguf: must be checkpoint, adapter or adapter:RANK, RANK at least 1.",
