@@ -6,6 +6,7 @@ Does not cover: damaging them (`fuzz`).
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 from collections.abc import Callable
@@ -179,6 +180,25 @@ _SPACES = tuple(
     path.read_bytes() for path in sorted(shipped_folder("search_spaces").glob("*.yaml"))[:4]
 )
 
+_CSV = b"edge,question,answer\n" + b"".join(
+    f'{row["edge"]},{row["question"]},"{row["answer"]}"\n'.encode() for row in PAIRS
+)
+_ALPACA = [
+    {"edge": row["edge"], "instruction": row["question"], "input": "", "output": row["answer"]}
+    for row in PAIRS
+]
+_CHATS = [
+    {
+        "edge": row["edge"],
+        "messages": [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ],
+    }
+    for row in PAIRS
+]
+_COLUMNS = {name: [row[name] for row in PAIRS] for name in PAIRS[0]}
+
 KINDS = (
     Kind("pairs json", "pairs.json", (_json(PAIRS),), read_records, "json"),
     Kind("pairs jsonl", "pairs.jsonl", (_lines(PAIRS),), read_records, "lines"),
@@ -194,6 +214,15 @@ KINDS = (
         "pairs.feather",
         (_written(".feather", lambda path: pyarrow.feather.write_feather(_TABLE, path)),),
         read_records,
+    ),
+    Kind("pairs csv", "pairs.csv", (_CSV, _CSV.replace(b",", b";")), read_records),
+    Kind("pairs gzip", "pairs.csv.gz", (gzip.compress(_CSV),), read_records),
+    Kind(
+        "pairs in other shapes",
+        "pairs.json",
+        (_json(_ALPACA), _json(_CHATS), _json({"train": PAIRS}), _json(_COLUMNS)),
+        read_records,
+        "json",
     ),
     Kind("prompts json", "prompts.json", (_json(PROMPTS), _json(["a", "b"])), read_prompts, "json"),
     Kind(

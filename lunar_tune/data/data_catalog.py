@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ from typing import Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from lunar_tune.data.readers import SUFFIXES, format_of
 from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.data.splits import edges_of, groups_file
-from lunar_tune.errors import DataError
+from lunar_tune.errors import DataError, listed
 from lunar_tune.files import (
     DATA_VARIABLE,
     check_writable,
@@ -153,14 +155,22 @@ def resolve_data(name: str, *, kind: DataKind) -> Path:
         return path
     try:
         path = Path(name).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
+        inside = list(path.iterdir()) if path.is_dir() else None
+        exists = path.exists()
     except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
         raise DataError(f"{name!r} cannot be read ({error})") from error
-    if is_folder:
-        raise DataError(f"{path} is a folder: give a file in it, or a shipped name: {shipped}.")
+    if inside is not None:
+        files = listed(sorted(file.name for file in inside if format_of(file) in SUFFIXES))
+        has = f"one of its files ({files})" if files else "a file"
+        raise DataError(f"{path} is a folder: give {has}, or a shipped name: {shipped}.")
     if not exists:
         alike = sorted(file.name for file in path.parent.glob(f"{escape(path.stem)}.*"))[:5]
         beside = f" In the same folder there is {', '.join(alike)}." if alike else ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and format_of(path) not in SUFFIXES:
+            beside += (
+                " Fetch a data set of the Hugging Face hub with hf download --repo-type dataset "
+                f"{name} --local-dir FOLDER, and give one of its files."
+            )
         raise DataError(f"{name!r} is neither a file nor a shipped name; {would_do}{beside}")
     return path
 

@@ -49,16 +49,20 @@ def stem_of(path: Path) -> str:
     return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
 
 
+def format_of(path: Path) -> str:
+    """Return the suffix that says the format of a file, decompressed if need be."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def read_rows(path: Path, columns: Sequence[str], on_note: OnNote = unheard) -> list[Row]:
     """Return the rows of a file, whose suffix decides the format, or raise a DataError.
 
     Of a format with columns only those asked for are read, since others may be large.
     """
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if suffix not in _READERS:
+    if format_of(path) not in _READERS:
         known = f"{', '.join(_READERS)} (for prompts alone), each also with .gz"
         raise DataError(f"{path}: the suffix {path.suffix!r} is not supported; there are: {known}")
-    return _READERS[suffix](path, columns, lambda note: on_note(f"{path.name}: {note}"))
+    return _READERS[format_of(path)](path, columns, lambda note: on_note(f"{path.name}: {note}"))
 
 
 def read_json(path: Path, on_note: OnNote = unheard) -> object:
@@ -158,7 +162,7 @@ def _table_rows(path: Path, columns: Sequence[str], _on_note: OnNote) -> list[Ro
     content = _read_bytes(path)
     if content.startswith(_FEATHER_V1_MAGIC):
         raise DataError(f"{path}: is Feather V1; write it again with a current pyarrow or pandas")
-    kind = "Parquet" if ".parquet" in path.suffixes else "Arrow"
+    kind = "Parquet" if format_of(path) == ".parquet" else "Arrow"
     buffer = pa.BufferReader(content)
     try:
         if kind == "Parquet":
