@@ -15,13 +15,16 @@ from typing import Any, Final
 import psutil
 
 MEMORY: Final = 2**30  # bytes beyond those of this process
+_PATIENCE: Final = 20
+"""Seconds by the clock for each of a core: where a machine is busy, or a fork waits for a lock that
+another thread held."""
 
 
 def bounded(call: Callable[[], Any], *, seconds: int) -> Any:
     """Return what a call gives, plain values for JSON, or raise a RuntimeError with the reason.
 
     The child is a fork, so the call sees all that is loaded; it must not use a device or threads.
-    It may take `seconds` of one core, whatever else the machine does, and `MEMORY`. Other systems
+    It may take `seconds` of one core, twenty times that by the clock, and `MEMORY`. Other systems
     than Linux do not keep such limits: there the call runs in this process.
     """
     if sys.platform != "linux":
@@ -37,14 +40,15 @@ def bounded(call: Callable[[], Any], *, seconds: int) -> Any:
         child.start()
         sending.close()
         try:
-            content = receiving.recv_bytes()
+            late = not receiving.poll(_PATIENCE * seconds)
+            content = b"" if late else receiving.recv_bytes()
         except EOFError:
             content = b""
         finally:
             child.kill()  # it has sent all that it had, or we were interrupted
             child.join()
     if not content:
-        slow = child.exitcode == -signal.SIGXCPU
+        slow = late or child.exitcode == -signal.SIGXCPU
         what = f"{seconds} s" if slow else f"{MEMORY >> 20} MiB of memory"
         raise RuntimeError(f"it takes more than {what}")
     error, value = json.loads(content)
