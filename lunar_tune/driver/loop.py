@@ -6,6 +6,7 @@ comes first, then the trials, then full evaluations of the best until one keeps 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -16,6 +17,7 @@ from typing import Final, Literal, Protocol
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.models.fingerprint import Identity
 from lunar_tune.study.folder import Folder, write_result
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.study.study import Study
@@ -62,6 +64,8 @@ class SearchLoop:
     config: SearchConfig
     n_retain: int  # questions to keep in all; a trial that was asked fewer has an estimate
     layer_coefficient: float | None = None  # with which layers are scored before the first trial
+    known_model: Identity | None = None
+    """What the base model is, from an earlier process or else the first worker; all compare."""
 
     def __post_init__(self) -> None:
         self.study: Study | None = None
@@ -93,6 +97,7 @@ class SearchLoop:
         except Exception as error:  # whoever runs tasks may turn it into text
             self.error = self.error or error
         if isinstance(task, Task):
+            task = dataclasses.replace(task, known_model=self.known_model)
             self._running[task_id] = task
         return task
 
@@ -167,7 +172,10 @@ class SearchLoop:
     def _fail(self, study: Study, number: int, failure: Failure) -> None:
         """Fail a trial, and let its setting run again where that may have no part in it."""
         attempts = study.attempts(number)
-        if not failure.transient:
+        if failure.no_worker:  # the next worker would fare no better
+            study.fail(number, failure.reason, again=True)
+            self.error = self.error or InputError(failure.reason)
+        elif not failure.transient:
             study.fail(number, failure.reason, deterministic=True)
         elif attempts < ATTEMPTS:
             study.fail(number, failure.reason, again=True)
@@ -192,6 +200,7 @@ class SearchLoop:
         elif outcome.result is not None:
             self._write(self.folder.answers(None), outcome.result)
             self.study = self.listener.begin(outcome)
+            self.known_model = self.known_model or outcome.model
             self._started = len(self.study.ended)
             if self.config.time_budget is not None:
                 self._deadline = time.monotonic() + self.config.time_budget
@@ -199,6 +208,9 @@ class SearchLoop:
     def _take_confirmation(self, task: Task, outcome: Outcome) -> None:
         """Take a full evaluation; one that failed leaves the turn to the next candidate."""
         if not self._candidates:
+            return
+        if (failure := outcome.failure) is not None and failure.no_worker:
+            self.error = self.error or InputError(failure.reason)
             return
         row = self._candidates.pop(0)
         for number, result in ((task.number, outcome.result), (None, outcome.baseline)):

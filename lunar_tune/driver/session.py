@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
 
+from lunar_tune.display import warn
 from lunar_tune.driver.backends import Backend, BackendLostError, Resources
 from lunar_tune.driver.loop import MAX_FAILURES, NO_RESULT, SearchLoop
 from lunar_tune.driver.persistence import (
@@ -23,6 +25,7 @@ from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
+from lunar_tune.models.fingerprint import Identity, differing
 from lunar_tune.report.progress import RECORD, SearchDisplay
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.report.summary import (
@@ -83,7 +86,8 @@ class SearchSession:
         """Run all tasks; return the exit code, and how the search ended if not by itself."""
         plan = self.plan
         n_retain, coefficient = plan.spec.data.n_retain, plan.layer_coefficient
-        loop = SearchLoop(self, self.folder, plan.config, n_retain, coefficient)
+        known = StoredStudy.read(self.folder.journal).notes.get("model")
+        loop = SearchLoop(self, self.folder, plan.config, n_retain, coefficient, known)
         ended: tuple[int, str] | None = None
         try:
             with self._display:
@@ -132,6 +136,7 @@ class SearchSession:
             self.plan = self.plan.with_prior(LayerPrior.model_validate_json(own))
             self.console.print(f"layer {escape(str(self.plan.layers))}")
         self._compare_baseline(scores, before.get("baseline", {}))
+        self._compare_starts(outcome.model or {})
         tracker, plan = self.tracker, self.plan
         document = search_document(
             plan,
@@ -150,6 +155,7 @@ class SearchSession:
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),
+            "model": before.get("model") or outcome.model,
             "tags": plan.spec.tags,
             "signature": self._signature,
             "layer_prior": plan.prior.model_dump_json() if plan.prior is not None else None,
@@ -181,6 +187,17 @@ class SearchSession:
                 f"[yellow]the base model answers a little differently than when the search "
                 f"began:[/yellow] {told}; another machine may round differently"
             )
+
+    def _compare_starts(self, model: Identity) -> None:
+        """Say which starting points come from a search of a model that has the same name alone."""
+        config, name = self.plan.config, self.plan.spec.model.name
+        for one in config.start_from if config.resume is None else ():
+            with suppress(InputError):  # it is none of a search, or a file
+                notes = StoredSearch.read(one, runs=config.output).study.notes
+                changed = differing(model, notes.get("model") or {})
+                if changed and notes["tags"]["model"] == name:
+                    text = f"{one} searched another {name}: its {' and '.join(changed)} differ"
+                    warn(self.console, text)
 
     def ended(self, row: TrialRow) -> None:
         """Show a trial that has ended, and write its run."""

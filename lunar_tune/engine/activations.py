@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from lunar_tune.engine.cache import ActivationCache, CacheEntry, content_key
 from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.models.device import BatchSize, DeviceMemory
+from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.layout import decoder_slice
-from lunar_tune.models.loading import LoadedModel, fingerprint
+from lunar_tune.models.loading import LoadedModel
 
 _FORMAT = 1  # raise it when what is kept changes and the key does not say so
 # Tokens in one batch of a sweep. On a CPU it matters little (a trial on a small model spent

@@ -149,6 +149,7 @@ def assemble_again(
             embedding_model=None,
         )
     )
+    spec = dataclasses.replace(spec, known_model=search.study.notes.get("model"))
     sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
     changed: dict[str, list[str]] = {}
     for name, digest in spec.data.digests().items():

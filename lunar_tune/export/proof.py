@@ -218,7 +218,7 @@ def _read(job: ExportJob, run: ExportRun) -> LoadedModel:
 
 def ask(loaded: LoadedModel, spec: TrialSpec, *, full: bool) -> tuple[AnswerRow, ...]:
     """Return a model's answers, decoded from the first token on; for `full` see `Worker.run`."""
-    plain = dataclasses.replace(spec, engine="plain", cache_limit=0)
+    plain = dataclasses.replace(spec, engine="plain", cache_limit=0, known_model=None)
     evaluation, _ = Worker(plain, loaded).judge.evaluate(None, full=full, bounded=False)
     return evaluation.rows
 

@@ -23,7 +23,8 @@ from lunar_tune.export.proof import Exported, ask, prove, weight_digest
 from lunar_tune.files import write_json
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.device import give_back
-from lunar_tune.models.loading import LoadedModel, fingerprint
+from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.loading import LoadedModel
 from lunar_tune.study.rows import score_cells
 from lunar_tune.training.adapting import Factors
 from lunar_tune.training.checkpoints import save_checkpoint

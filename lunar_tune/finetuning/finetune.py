@@ -23,7 +23,8 @@ from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import limit_threads
-from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
+from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import Fit, trainable
 from lunar_tune.training.answer_loss import Encoder, Pair, answer_states

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +20,7 @@ from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
+from lunar_tune.models.digests import adapter_digest
 from lunar_tune.models.layout import BlockLayout, layout_of
 from lunar_tune.models.weights import is_adapter
 
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_WORDS = 2**20  # of 8 bytes in one sum
-_SPREAD = 0x1B873593CC9E2D51  # any odd number with as many ones as zeros, more or less
-_SEED = 20250207  # of the multipliers; another one gives other fingerprints
 _ATTENTION = ("sdpa", "eager")  # torch's own; others are packages, or code fetched from a hub
 logger = logging.getLogger(__name__)
 
@@ -47,6 +42,7 @@ class LoadedModel:
     layout: BlockLayout
     eos_ids: tuple[int, ...]  # every id that ends an answer
     pad_id: int  # the id that fills a batch; never attended to
+    merged_from: str | None = None  # digest of base weights and adapter; None without an adapter
 
     @property
     def n_layers(self) -> int:
@@ -97,12 +93,14 @@ def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     options["attn_implementation"] = config._attn_implementation
     dtype = resolve_dtype(spec.dtype, device)
     model = load_weights(AutoModelForCausalLM, spec, dtype=dtype, **options)
+    merged_from = None
     if spec.weights is not None and is_adapter(Path(spec.weights)):
+        merged_from = adapter_digest(model, Path(spec.weights))
         model = merge_adapter(model, spec, Path(spec.weights))
     model = model.eval().requires_grad_(requires_grad=False)
     if model.device != device:
         model.to(device)
-    loaded = as_loaded(model, tokenizer, spec, chat)
+    loaded = replace(as_loaded(model, tokenizer, spec, chat), merged_from=merged_from)
     _check_numbers(loaded, chat)
     return loaded
 
@@ -286,55 +284,3 @@ def _hub_resolves() -> bool:
     except OSError:
         return False
     return True
-
-
-def fingerprint(loaded: LoadedModel) -> str:
-    """Return a SHA-256 in hexadecimal of everything that a model's activations depend on.
-
-    Each parameter is read once where it is: its bytes as 64-bit words, multiplied by fixed random
-    odd numbers, mixed and summed modulo 2⁶⁴, a sum for each mebiword. So 15 GB on a GPU cost a few
-    passes over its memory and a few kilobytes of traffic.
-    """
-    import torch
-
-    model = loaded.model
-    config = model.config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version"):
-        config.pop(volatile, None)
-    parts = {
-        "config": config,
-        "attention": model.config._attn_implementation,
-        "device": loaded.device.type,
-        "libraries": {
-            name: ".".join(version(name).split(".")[:2]) for name in ("torch", "transformers")
-        },
-    }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    generator = torch.Generator().manual_seed(_SEED)
-    odd = torch.randint(-(2**62), 2**62, (_WORDS,), generator=generator) * 2 + 1
-    multipliers = odd.to(loaded.device)
-    with torch.inference_mode():
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_sums(tensor, multipliers).cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sums(tensor: torch.Tensor, multipliers: torch.Tensor) -> torch.Tensor:
-    """Return one sum for each stretch of a tensor's bytes, with each word spread over all 64 bits.
-
-    A product alone leaves a word's highest bit at the highest place, where two of them cancel.
-    """
-    import torch
-
-    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
-    if raw.storage_offset() % 8:  # a view of another tensor; words of 8 bytes must be aligned
-        raw = raw.clone()
-    whole = len(raw) // 8 * 8
-    sums = []
-    for words in (*raw[:whole].view(torch.int64).split(_WORDS), raw[whole:].to(torch.int64)):
-        product = words * multipliers[: len(words)]
-        product ^= product >> 29
-        product *= _SPREAD
-        sums.append((product ^ (product >> 32)).sum())
-    return torch.stack(sums)

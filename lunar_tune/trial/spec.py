@@ -27,6 +27,7 @@ from lunar_tune.methods.contract import Method
 from lunar_tune.metrics.rouge import check_scorable, lost_letters
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.fingerprint import Identity
 
 VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
@@ -101,6 +102,7 @@ class TrialSpec(Concise):
     metrics: tuple[str, ...] = ()  # scores wanted beside ROUGE, by name (`metrics.goal`)
     embedding_model: str | None = None  # sentence-embedding model; None: the model's own states
     text: bool = True  # whether questions and answers may be written down
+    known_model: Identity | None = None  # what an earlier process has found; another is refused
 
     @property
     def row_numbers(self) -> dict[tuple[str, Record], int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
+from lunar_tune.models.fingerprint import Identity, identity_of
 from lunar_tune.secrets import without_secrets
 from lunar_tune.trial.spec import TrialSpec
 
@@ -32,6 +33,7 @@ class Task:
     number: int = -1  # number of the trial; -1 for the base model
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the setting
     layer_coefficient: float | None = None  # with which layers are scored; None scores none
+    known_model: Identity | None = None  # what the search's first worker has found its model to be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class Failure:
     transient: bool = False  # whether it is not the setting's, and may succeed when run again
     crashed: bool = False  # whether the worker was lost, at last perhaps the setting's own doing
     wrong_input: bool = False  # whether the user has to mend something
+    no_worker: bool = False  # whether that is the model, which nothing can be run on
 
     def __post_init__(self) -> None:
         """Leave secrets out: the reason is kept in study, tables, page and MLflow."""
@@ -57,6 +60,7 @@ class Outcome:
     baseline: TrialResult | None = None  # with held-out questions: the base model on the same
     plain_decoding: str | None = None  # with the base model: why answers are decoded plainly
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
+    model: Identity | None = None  # with the base model: what tells it from another
     warnings: tuple[str, ...] = ()  # what this package warned of meanwhile
 
 
@@ -87,7 +91,9 @@ class TaskRunner:
         except EditedModelError:
             raise
         except LunarTuneError as error:
-            failure = Failure(reason=str(error), wrong_input=isinstance(error, InputError))
+            wrong_input = isinstance(error, InputError)
+            no_worker = wrong_input and self._worker is None
+            failure = Failure(reason=str(error), wrong_input=wrong_input, no_worker=no_worker)
             outcome = Outcome(failure=failure)
         except (OSError, RuntimeError, MemoryError) as error:
             transient = isinstance(error, OSError)  # a full disk, a folder gone: no setting's fault
@@ -108,7 +114,7 @@ class TaskRunner:
         if self._worker is None:  # may take longer than a trial may take
             from lunar_tune.trial.worker import Worker
 
-            self._worker = Worker(self._spec)
+            self._worker = Worker(dataclasses.replace(self._spec, known_model=task.known_model))
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
@@ -120,7 +126,8 @@ class TaskRunner:
                 layers = self._spec.layers
                 prior = layer_scores(worker, coefficient=coefficient, layers=layers)[0].document()
             plain = worker.judge.plain_decoding
-            return Outcome(result=result, plain_decoding=plain, layer_prior=prior)
+            model = identity_of(worker.loaded, self._spec.chat)
+            return Outcome(result=result, plain_decoding=plain, layer_prior=prior, model=model)
         if worker.judge.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)

@@ -23,8 +23,9 @@ from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.goal import EMBEDDINGS, need_of
 from lunar_tune.models.device import DeviceMemory, limit_threads
+from lunar_tune.models.fingerprint import check_same, fingerprint
 from lunar_tune.models.layout import check_layers
-from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
+from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.evaluator import Check, Judge, drive
 from lunar_tune.trial.spec import TrialSpec
@@ -67,6 +68,8 @@ class Worker:
             # What is wrong with it is said before the long load.
             self._sentences = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
         self.loaded = loaded if loaded is not None else load_model(spec.model, spec.chat)
+        if spec.known_model is not None:
+            check_same(self.loaded, spec.chat, spec.known_model)
         if self.loaded.device.type == "cpu" and self.loaded.model.num_parameters() < SMALL_MODEL:
             limit_threads(1)
         memory = DeviceMemory(self.loaded.device, spec.memory_budget)

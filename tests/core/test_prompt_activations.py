@@ -17,9 +17,11 @@ from torch import Tensor
 
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.models import loading
+from lunar_tune.models import digests
+from lunar_tune.models import fingerprint as fingerprints
 from lunar_tune.models.catalog import ModelSpec
-from lunar_tune.models.loading import LoadedModel, fingerprint, load_model
+from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.loading import LoadedModel, load_model
 
 Load = Callable[..., LoadedModel]
 
@@ -110,7 +112,7 @@ def own(model: LoadedModel) -> LoadedModel:
 @pytest.fixture
 def copied(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Return a model of one's own, whose parameters are summed in several stretches."""
-    monkeypatch.setattr(loading, "_WORDS", 256)
+    monkeypatch.setattr(digests, "_WORDS", 256)
     return own(model)
 
 
@@ -167,7 +169,7 @@ def test_every_order_counts(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
         assert a != b
         one[i], second[j] = b, a
         assert fingerprint(copied) != before
-    monkeypatch.setattr(loading, "_WORDS", 4)
+    monkeypatch.setattr(digests, "_WORDS", 4)
     seen = [fingerprint(copied)]
     raw = as_bytes(down_projection(copied, 0))
     raw[:64] = torch.cat([raw[32:64], raw[:32]])
@@ -203,7 +205,7 @@ def test_all_settings_count(copied: LoadedModel, monkeypatch: pytest.MonkeyPatch
         lambda: setattr(copied.model.config, "rms_norm_eps", 0.1),
         lambda: copied.model.set_attn_implementation("eager"),
         *(
-            lambda number=number: monkeypatch.setattr(loading, "version", lambda _: number)
+            lambda number=number: monkeypatch.setattr(fingerprints, "version", lambda _: number)
             for number in ("9.1.0", "9.1.2", "9.2.0")
         ),
     ):

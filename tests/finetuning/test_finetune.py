@@ -29,7 +29,8 @@ from lunar_tune.finetuning.finetune import (
 from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob, FinetuneSettings
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.loading import fingerprint, load_model
+from lunar_tune.models.fingerprint import fingerprint
+from lunar_tune.models.loading import load_model
 from lunar_tune.training import TrainingSettings, checkpoints
 from lunar_tune.training.checkpoints import TrainingFolder
 from lunar_tune.training.gradient_loop import scheduled, train_epochs

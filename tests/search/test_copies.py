@@ -1,4 +1,4 @@
-"""A folder that was copied, renamed or moved: what is written of it, and what of its original."""
+"""Folders that were copied, renamed, moved or changed: what is written of them, and refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors.torch import load_file, save_file
 from shared_searches import TRIALS, SharedSearch
+from torch import randn_like
 from tracked_searches import SCORES, make_search
 
 import lunar_tune as lt
@@ -186,3 +188,28 @@ def test_a_journal_with_two_studies_is_refused(tmp_path: Path) -> None:
     optuna.create_study(storage=storage, study_name="two")
     with pytest.raises(InputError, match=r"has 2 studies \(one, two\), and a search is one"):
         SearchResults.read(folder.path)
+
+
+def test_weights_that_changed_are_refused_by_all_that_would_run_a_trial(
+    held_out: SharedSearch, tmp_path: Path
+) -> None:
+    """Two per cent of noise: the scores alone do not tell."""
+    folder = held_out.copied(tmp_path)
+    model = Path(shutil.copytree(held_out.place / "model", tmp_path / "model"))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(held_out.place / "model"), str(model)))
+    tensors = load_file(model / "model.safetensors")
+    noisy = {name: one + 0.02 * one.std() * randn_like(one) for name, one in tensors.items()}
+    save_file(noisy, model / "model.safetensors", metadata={"format": "pt"})
+    search = lt.load(folder)
+    before = search.rows
+    for attempt in (
+        lambda: lt.search(resume=folder, num_trials=len(before) + 1, quiet=True),
+        lambda: search.ask("Who?"),
+        lambda: search.export(tmp_path / "exported", quiet=True),
+    ):
+        with pytest.raises(InputError) as caught:
+            attempt()
+        assert str(caught.value).startswith(f"model {model}: its weights changed since the search")
+    assert lt.load(folder).rows == before
+    assert lt.load(folder).confirmed == search.confirmed

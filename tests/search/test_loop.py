@@ -27,12 +27,17 @@ class Heard:
     """A loop on a study in a temporary folder, and what its listener heard."""
 
     def __init__(
-        self, folder: Path, refuses: bool = False, coefficient: float | None = None, **options: Any
+        self,
+        folder: Path,
+        refuses: bool = False,
+        coefficient: float | None = None,
+        known_model: Any = None,
+        **options: Any,
     ) -> None:
         self.folder, self.refuses = Folder(folder), refuses
         self.news: list[tuple[str, Any]] = []
         config = SearchConfig(**{"num_trials": 3} | options)
-        facts = {"n_retain": N_RETAIN, "layer_coefficient": coefficient}
+        facts = {"n_retain": N_RETAIN, "layer_coefficient": coefficient, "known_model": known_model}
         self.loop = SearchLoop(self, self.folder, config, **facts)
 
     def begin(self, outcome: Outcome) -> Study:
@@ -236,6 +241,31 @@ def test_a_node_that_takes_all_its_trials_with_it_does_not_end_the_search(tmp_pa
         heard.loop.lose(str(n), "RuntimeError: node lost")
     assert not heard.loop.gave_up
     assert [heard.next(f"again-{n}").parameters for n in range(8)] == settings
+
+
+def test_a_worker_whose_model_is_another_ends_the_search_and_no_setting(tmp_path: Path) -> None:
+    """Each compares with what the first found, or an earlier process did."""
+    heard = Heard(tmp_path, known_model={"weights": ["float32", "a"]})
+    assert heard.next("base").known_model == {"weights": ["float32", "a"]}
+    heard = Heard(tmp_path)
+    assert heard.next("base").known_model is None
+    heard.loop.take("base", base_model(model={"weights": ["float32", "b"]}))
+    task = heard.next("1")
+    assert task.known_model == {"weights": ["float32", "b"]}
+    heard.loop.take("1", failed("its weights changed", wrong_input=True, no_worker=True))
+    assert (type(heard.loop.error), str(heard.loop.error)) == (InputError, "its weights changed")
+    assert heard.loop.next("2") == DONE
+    assert heard.study.row(0).again, "the setting is queued"
+    assert study_in(tmp_path).ask()[1] == task.parameters
+
+
+def test_a_confirmation_by_another_model_confirms_nothing(heard: Heard) -> None:
+    heard.trials(*[ended()] * 3)
+    assert heard.next("c").kind == CONFIRMATION
+    heard.loop.take("c", failed("its weights changed", wrong_input=True, no_worker=True))
+    assert str(heard.loop.error) == "its weights changed"
+    assert heard.loop.next("d") == DONE
+    assert not heard.loop.found
 
 
 def test_a_full_disk_is_no_settings_fault_and_ends_the_search_all_the_same(heard: Heard) -> None:

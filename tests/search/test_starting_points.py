@@ -21,7 +21,7 @@ from rich.console import Console
 from search_results import rows_of
 from shared_searches import SharedSearch
 from test_study import run_trials
-from tracked_searches import TAGS
+from tracked_searches import TAGS, make_search
 
 from lunar_tune.cli.layers import layers as LAYERS
 from lunar_tune.cli.search import search as SEARCH
@@ -34,6 +34,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import configuration_document
+from lunar_tune.study.study import keep_note
 from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similarities
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
@@ -173,6 +174,23 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
         begun([3], 0.9)
     config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
+
+
+def test_a_search_of_another_model_of_the_same_name_is_pointed_out(tmp_path: Path) -> None:
+    plan = planned(tmp_path, name="n")
+    other = make_search(tmp_path, "other", mirrored=False)
+    config = dataclasses.replace(plan.config, start_from=(str(other.path), "none"))
+    console = Console(record=True, file=StringIO(), width=200)
+    for digest in ("a", "b"):
+        keep_note(other.journal, "model", {"weights": ["float32", digest]})
+        folder = Folder(tmp_path / digest)
+        folder.path.mkdir()
+        told = dataclasses.replace(plan, config=config)
+        session = session_of(told, folder, MagicMock(), console=console)
+        session.begin(base_model(model={"weights": ["float32", "a"]}))
+        session._display.doing(None)
+        said = f"{other.path} searched another tiny: its weights differ"
+        assert (said in console.export_text()) is (digest == "b")
 
 
 def refusal(folder: Path, **options: Any) -> str:

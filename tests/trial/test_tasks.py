@@ -74,7 +74,8 @@ def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str
         assert light(outcome.result) == expected[kind]
         measured = outcome.result is not None and outcome.result.evaluation.scores
         assert ("forget_mrr" in (measured or {})) is (kind != TRIAL)
-        assert outcome == Outcome(result=outcome.result)
+        assert outcome == Outcome(result=outcome.result, model=outcome.model)
+        assert (outcome.model is not None) is (kind == BASE_MODEL)
 
 
 def test_a_confirmation_on_held_out_questions_brings_the_base_model(spec: Specs) -> None:
