@@ -94,6 +94,5 @@ def random_model(size: str, options: RunOptions) -> tuple[LoadedModel, Callable[
         tokenizer=AutoTokenizer.from_pretrained(ensure_tiny()),
         layout=layout_of(config),
         eos_ids=(config.vocab_size,),
-        pad_id=0,
     )
     return loaded, build

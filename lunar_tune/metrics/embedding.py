@@ -127,6 +127,7 @@ class SentenceEmbedder(Embedder):
                 padding=True,
                 truncation=True,  # as sentence-embedding models read long texts everywhere
                 max_length=self._most,
+                split_special_tokens=True,  # what spells a special token is text
                 return_tensors="pt",
             ).to(self._model.device)
             states = self._model(**batch).last_hidden_state

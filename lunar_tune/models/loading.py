@@ -41,7 +41,6 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     layout: BlockLayout
     eos_ids: tuple[int, ...]  # every id that ends an answer
-    pad_id: int  # the id that fills a batch; never attended to
     merged_from: str | None = None  # digest of base weights and adapter; None without an adapter
 
     @property
@@ -180,7 +179,6 @@ def as_loaded(
         tokenizer=tokenizer,
         layout=layout_of(model.config),
         eos_ids=tuple(eos_ids),
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0],
     )
     loaded.check_tokens([[end]] if end is not None else [])
     return loaded

@@ -211,6 +211,12 @@ def test_a_sentence_model_is_pooled(encoder: Path, monkeypatch: pytest.MonkeyPat
         means.append(states[0].numpy().mean(0))
     assert cut == 1, "one text is longer than the model reads"
     embedder = embedding.load_sentence_embedder(str(encoder), device="cpu")
+    spelled = own.convert_tokens_to_ids(
+        ["[CLS]", "a", "[UNK]", "s", "##e", "##p", "[UNK]", "[SEP]"]
+    )
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([spelled])).last_hidden_state[0].numpy().mean(0)
+    np.testing.assert_allclose(embedder.embed(["a [SEP]"]).numpy(), unit([states]), atol=1e-5)
     np.testing.assert_allclose(embedder.embed(TEXTS).numpy(), unit(means), atol=1e-5)
     assert not embedder.embed([" "]).any()
     assert (embedder.name, embedder.width) == (str(encoder), 16)

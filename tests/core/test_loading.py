@@ -105,9 +105,6 @@ def test_every_end_of_sequence_id_of_generation_config_and_tokenizer_counts(fold
         rewrite(folder / "generation_config.json", eos_token_id=configured)
         assert load_model(spec(folder)).eos_ids == expected
     bare = build_tokenizer()
-    bare.pad_token = None
-    bare.save_pretrained(folder)
-    assert load_model(spec(folder)).pad_id == 2, "padding is with an end token"
     bare.eos_token, bare.chat_template = None, "{{ messages[0]['content'] }}"
     bare.save_pretrained(folder)
     rewrite(folder / "config.json", eos_token_id=None)
