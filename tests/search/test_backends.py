@@ -23,9 +23,10 @@ from command_lines import environment
 from made_outcomes import base_model, ended, failed
 from test_loop import Heard
 
+from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver import backends
 from lunar_tune.driver.backends import BackendLostError, on_ray, run_in_process
-from lunar_tune.driver.backends.cluster import own_session, refusal, users_token
+from lunar_tune.driver.backends.cluster import own_session, ray_session, refusal, users_token
 from lunar_tune.driver.backends.on_ray import (
     HANDED_OVER,
     LoopCallback,
@@ -35,6 +36,7 @@ from lunar_tune.driver.backends.on_ray import (
     crash_reason,
     watched,
 )
+from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.signals import interrupted_once
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE
@@ -337,6 +339,34 @@ def test_what_a_killed_process_left_is_removed_by_the_next_session(
                 left = {one.name for one in tmp_path.iterdir()} - {folder.parent.name}
             assert everything - left == gone
     assert (tmp_path / "x" / "alive").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "address", "error", "told"),
+    [
+        (SystemExit(15), None, KeyboardInterrupt, "^$"),
+        (Exception("timed out during startup"), None, LunarTuneError, r"not start \(timed out"),
+        (Exception("timed out"), "h:1", InputError, r"--address h:1: no Ray cluster answers"),
+    ],
+)
+def test_a_session_that_does_not_begin_says_so_and_leaves_signals_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    address: str | None,
+    error: type[BaseException],
+    told: str,
+) -> None:
+    """SIGTERM while Ray starts meets a handler of Ray's own, which exits."""
+
+    def start(**_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise raised
+
+    monkeypatch.setattr("ray.init", start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error, match=told), ray_session(SearchConfig(address=address)):
+        raise AssertionError("there is no session")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_refused_token_is_told_from_a_cluster_that_does_not_answer() -> None:

@@ -41,9 +41,14 @@ def here(small: list[str], folder: Path, *more: str, **environment: str) -> Resu
 def interrupted(
     small: list[str], folder: Path, sent: signal.Signals, times: int
 ) -> subprocess.CompletedProcess[str]:
-    """Send a signal to all processes of a search after its second trial."""
+    """Send a signal to all processes of a search after its second trial.
+
+    Before that its terminal is closed, which is no reason to stop, for Ray neither.
+    """
     arguments = [*options(small, folder), "--force", "--num-trials", "5000"]
     process = start(command("search", *arguments), cwd=folder)
+    assert any(line.startswith("1/") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGHUP)
     assert any(line.startswith("2/") for line in process.stdout)
     for _ in range(times):
         os.killpg(process.pid, sent)
@@ -116,7 +121,7 @@ def test_nothing_private_is_written_or_shown(small: list[str], tmp_path: Path) -
 @pytest.mark.ray
 def test_a_search_that_is_terminated_writes_what_it_has(small: list[str], tmp_path: Path) -> None:
     """As `timeout` and schedulers of clusters do: Ray's own processes end at the same moment."""
-    interrupted(small, tmp_path, signal.SIGTERM, 1)
+    interrupted(small, tmp_path, signal.SIGTERM, 2)
 
 
 @pytest.mark.alone

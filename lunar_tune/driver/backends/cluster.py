@@ -81,26 +81,28 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
     address = config.address
     with own_session() if address is None else users_token(address) as folder:
         import ray  # it reads its environment when it is imported
-        from ray.exceptions import RayError
 
         # A crash is told once, as the trial's reason of failure, and not as Tune's traceback.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        ours = signal.getsignal(signal.SIGTERM)
         if address is None:
             # Else Ray would join the cluster of RAY_ADDRESS or of the last `ray start`.
-            try:
-                ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
-            except Exception as error:  # it raises nothing more exact
-                raise LunarTuneError(f"Ray does not start ({error}). {_NOT_STARTED}") from error
+            options |= {"address": "local", "include_dashboard": False, "_temp_dir": str(folder)}
         else:
-            try:
-                ray.init(address=address, **options)
-            except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as error:
-                raise InputError(refusal(address, error)) from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)  # Ray has put one of its own
+            options["address"] = address
+        ours = signal.getsignal(signal.SIGTERM)
         try:
+            try:
+                ray.init(**options)
+            except SystemExit as error:  # of the handler that it puts in the place of ours
+                raise KeyboardInterrupt from error
+            except Exception as error:  # of many kinds, a plain one among them
+                if address is not None:
+                    raise InputError(refusal(address, error)) from error
+                raise LunarTuneError(f"Ray does not start ({error}). {_NOT_STARTED}") from error
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, ours or signal.SIG_DFL)
             yield
         finally:
             ray.shutdown()
