@@ -5,6 +5,7 @@ Searches on a tracking server, and what the views list: `test_tracking`.
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -91,6 +92,18 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
     happened.served.return_value.__enter__.return_value = "http://127.0.0.1:1", lambda: None
     monkeypatch.setattr("lunar_tune.cli.compare._written", happened.written)
     monkeypatch.setattr("lunar_tune.tracking.ui.served", happened.served)
+    opened: list[str] = []
+
+    def browse(address: str) -> None:
+        if address.startswith("file:"):  # a command line shows to every user of the machine
+            file = Path(address.removeprefix("file://"))
+            assert file.stat().st_mode & 0o777 == 0o600
+            address = re.search('url=([^"]+)"', file.read_text())[1]
+            address = f"by a file: {html.unescape(address)}"
+        opened.append(address)
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", browse)
     for uri in ("http://me:s3cretpw@host:5000", "sqlite:////runs/mlflow.db"):
         _show([], uri, Console(file=(text := io.StringIO()), width=200))
         place = "host:5000" if "host" in uri else "127.0.0.1:1"
@@ -98,6 +111,9 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
         assert "s3cretpw" not in text.getvalue()
         assert "me:" not in text.getvalue()
     assert [one[0] for one in happened.method_calls] == ["written", "written", "served"]
+    remote, own = opened
+    assert remote.startswith("http://host:5000/#/experiments/1/runs?viewStateShareKey=a-view&")
+    assert own.startswith("by a file: http://127.0.0.1:1/#/experiments/1/runs?viewStateShareKey=")
 
 
 def test_another_store_is_taken_with_its_password_or_refused(
