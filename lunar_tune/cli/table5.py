@@ -9,6 +9,7 @@ from pathlib import Path
 from lunar_tune.cli.commands import Command, CommonOptions
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.options import SUBJECT, TINY, Reused, SearchConfig
+from lunar_tune.display import say
 from lunar_tune.errors import Problems
 
 PAPER_METHODS = ("lunar", "ga", "gd", "ukl", "dpo", "npo")
@@ -91,7 +92,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
         table.show_plan()
         return 0
     if options.time_budget == 0:
-        console.print(f"written to {', '.join(map(str, table.write()))}", highlight=False)
+        say(console, f"written to {', '.join(map(str, table.write()))}")
         return 0
     return table.run()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune.config.options import TINY
-from lunar_tune.display import build_progress
+from lunar_tune.display import build_progress, say
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG, read_lineage
@@ -83,10 +83,10 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text
     if (lineage := read_lineage(folder)) is None:
         raise AssertionError("a finished fine-tuning has a lineage")
     known = lineage.knowledge
-    console.print(
+    say(
+        console,
         f"fine-tuned: ROUGE-1 {known['rouge1']:.3f} on {lineage.data}, declines "
         f"{known['refused']:.0%} of questions about invented things; kept in {folder}",
-        soft_wrap=True,
     )
 
 
@@ -104,7 +104,7 @@ def finetune_tracked(
 
         def on_start(done: int) -> None:
             if done:
-                console.print(f"resuming after epoch {done}, which was kept in {folder}")
+                say(console, f"resuming after epoch {done}, which was kept in {folder}")
             bar.add_task("fine-tuning", total=epochs, completed=done, note="")
 
         def on_epoch(done: int, loss: float) -> None:

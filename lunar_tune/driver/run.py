@@ -16,7 +16,7 @@ from rich.markup import escape
 from lunar_tune import __version__
 from lunar_tune.config.fields import options_again, options_of
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
-from lunar_tune.display import warn
+from lunar_tune.display import say, warn
 from lunar_tune.driver.backends.cluster import opened_backend
 from lunar_tune.driver.persistence import (
     alone,
@@ -167,9 +167,9 @@ def _run_knowing(session: SearchSession) -> int:
         try:
             return session.run()
         except UnknowingModelError as error:
-            console.print(f"{str(error).partition(':')[0]}: fine-tuning the model first")
+            say(console, f"{str(error).partition(':')[0]}: fine-tuning the model first")
             finetune_first(job, console, session.tracker, text=plan.config.text)
-    console.print(f"the model has learned the data: {weights}", soft_wrap=True)
+    say(console, f"the model has learned the data: {weights}")
     session.plan = _with_model(plan, weights=weights)
     if session.arguments is not None:
         session.arguments = [*session.arguments, "--model-path", weights]

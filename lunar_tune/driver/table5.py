@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.display import say
 from lunar_tune.driver.backends.cluster import ray_session
 from lunar_tune.driver.persistence import BusySearchError, alone, check_unchanged
 from lunar_tune.driver.plan import SearchPlan, plan_search
@@ -157,7 +158,7 @@ class TableRun:
             if not interrupted:
                 self._track(table, files)
             print_methods_table(self._console, table)
-            self._console.print(f"written to {', '.join(map(str, files))}")
+            say(self._console, f"written to {', '.join(map(str, files))}")
         if interrupted:
             return EXIT_INTERRUPTED
         return EXIT_FOUND if table["state"].isin(FINISHED).all() else EXIT_INFEASIBLE
@@ -179,7 +180,7 @@ class TableRun:
         """Run or go on with one cell; one that cannot be run says why and ends no other."""
         try:
             for label, text in {**plan.spec.lost_letters, **finetuning_fact(plan)}.items():
-                self._console.print(f"{label} {text}", soft_wrap=True)
+                say(self._console, f"{label.strip()}: {text}")
             return run_search(plan, self._console, given={}, arguments=None)[0]
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(

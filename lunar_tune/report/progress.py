@@ -51,7 +51,7 @@ def working(console: Console, text: str) -> Iterator[Callable[[str | None], None
             if what is not None:
                 tell(console, what)
                 if console.is_terminal:
-                    shown.enter_context(console.status(what))
+                    shown.enter_context(console.status(Text(what)))
 
         doing(text)
         yield doing

@@ -22,7 +22,7 @@ from rich.table import Table
 from lunar_tune.display import Screen, say, shown_duration, warn
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.progress import RECORD, SearchDisplay, encodable, search_log
+from lunar_tune.report.progress import RECORD, SearchDisplay, encodable, search_log, working
 from lunar_tune.study.rows import FAILED, TrialRow
 
 
@@ -116,7 +116,7 @@ def test_no_text_steers_the_terminal_or_forges_a_line_of_the_log(tmp_path: Path)
     file = io.StringIO()
     console = Screen(file=file, width=60, force_terminal=True, emoji=False)
     opening = [f"data: {STEERING}\n2026-01-01 INFO    forged"]
-    with search_log(tmp_path / "l", console, opening), console.status(escape(STEERING)):
+    with search_log(tmp_path / "l", console, opening), working(console, f"[/b]{STEERING}"):
         say(console, STEERING)
         warn(console, STEERING)
         console.print(f"[red]{escape(STEERING)}[/red]", Panel(STEERING), Table(STEERING))
