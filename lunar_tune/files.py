@@ -163,7 +163,8 @@ def decoded(
             advice = f"if {letter} is meant, iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW turns it"
         place = f"byte 0x{byte.hex()} at offset {error.start}"
         raise error_class(f"{source}: is not {name}: {place}; {advice}") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n"), name
+    # Files that were joined have a mark within.
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n\ufeff", "\n"), name
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -116,10 +117,18 @@ def _lines(path: Path, on_note: OnNote) -> list[tuple[str, str]]:
     return [(f"line {number}", line) for number, line in lines if line.strip()]
 
 
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, or raise a ValueError: of a name that stands twice one is lost."""
+    if len(found := dict(fields)) < len(fields):
+        names = Counter(name for name, _ in fields)
+        raise ValueError(f"{max(names, key=names.__getitem__)!r} stands twice in one object")
+    return found
+
+
 def _parsed(text: str) -> tuple[object, str]:
     """Return what JSON says, or why it cannot be read."""
     try:
-        return json.loads(text), ""
+        return json.loads(text, object_pairs_hook=_once), ""
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         hint = (
@@ -142,13 +151,11 @@ def _csv_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
     try:
-        names = [name.strip() for name in next(lines)]
+        names = [name.strip() for name in next(lines, [])]
         if len(set(names)) < len(names):
             raise DataError(f"{path}: its first line names a column twice: {listed(names)}")
         for cells in lines:
-            wrong = f"has {len(cells)} columns, the first line names {len(names)}; put a text with "
-            wrong += f"{separator!r} or a line's end in it into quotes"
-            problem = "" if len(cells) == len(names) else wrong
+            problem = _csv_problem(cells, names)
             if cells:
                 content = dict(zip(names, cells, strict=False))
                 rows.append(Row(f"line {lines.line_num}", content, problem))
@@ -156,6 +163,16 @@ def _csv_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]
         reason = f"line {lines.line_num}: is not valid CSV ({error})"
         raise DataError(f"{path}: {reason}; the first line must name the columns") from error
     return rows
+
+
+def _csv_problem(cells: Sequence[str], names: Sequence[str]) -> str:
+    """Say what is wrong with a row of CSV that is read without an error, if anything is."""
+    if len(cells) != len(names):
+        wrong = f"has {len(cells)} columns, the first line names {len(names)}"
+        return f"{wrong}; put a text that holds the sign between columns into quotes"
+    if any(cell[:1].isspace() and cell.lstrip()[:1] == '"' for cell in cells):
+        return "has a space before a quotation mark, which would belong to the text; remove it"
+    return "repeats the names of the columns; remove it" if [*cells] == [*names] else ""
 
 
 def _table_rows(path: Path, columns: Sequence[str], _on_note: OnNote) -> list[Row]:

@@ -78,8 +78,10 @@ def holds_prompts(path: Path) -> bool:
     rows = read_rows(path, FIELDS)
     first = rows[0].content if rows else None
     if isinstance(first, Mapping):
-        is_pair = first.keys() & {*PAIR} or shaped(first, PAIR).notes
-        return not is_pair and bool("instruction" in first or shaped(first, PROMPT).names)
+        is_pair, is_prompt = (
+            first.keys() >= {*shaped(first, wanted).names.values()} for wanted in (PAIR, PROMPT)
+        )
+        return is_prompt and not is_pair and first.keys().isdisjoint(PAIR)
     return isinstance(first, str)
 
 
@@ -117,6 +119,8 @@ def _texts(
         raise DataError(f"{path}: the file has no rows; give at least one")
     formed = [tuple(map(composed, row)) for row in texts]
     notes["texts are read in Unicode's form NFC"] += sum(map(tuple.__ne__, texts, formed))
+    damaged = "letters are lost: U+FFFD stands where something was decoded wrongly"
+    notes[damaged] += sum("\ufffd" in "".join(row) for row in formed)
     for note, count in notes.items():
         if count:
             on_note(

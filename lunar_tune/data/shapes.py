@@ -24,57 +24,53 @@ _ROLES: Final = {
     **{"user": "question", "human": "question", "system": "system"},
     **{"assistant": "answer", "gpt": "answer", "model": "answer"},
 }
+_BESIDE: Final = ("input", "context", "system")  # a question may mean something else without it
 FIELDS: Final = (
-    *(*PAIR, "edge", "instruction", "input", "output", "prompt", "completion", "response"),
-    *(*_CHATS, "system", "history"),
+    *(*PAIR, "edge", "instruction", "output", "prompt", "completion", "response"),
+    *(*_CHATS, *_BESIDE, "history"),
 )
 """Every field that is looked at."""
-_NO_SYSTEM = "system turns are left out; --system-prompt gives one"
 
 
 class Shaped(NamedTuple):
     """A row in which a field has every text that is wanted."""
 
     content: Mapping[str, Any]
-    names: Mapping[str, str]  # the field of each text that has another name than usual
+    names: Mapping[str, str]  # the field of each text, where it may have another name
     notes: tuple[str, ...] = ()
     problem: str = ""
 
 
 def shaped(row: Mapping[str, Any], wanted: tuple[str, ...]) -> Shaped:
     """Return a row as a `PAIR` or a `PROMPT`; unchanged if it has no shape or several."""
+    if row.get("history"):
+        problem = "has a 'history'; one question and its answer are needed"
+        return Shaped(row, {}, problem=problem)
     chats = [name for name in _CHATS if name in row and wanted == PAIR]
     found = [names for names in _NAMES[wanted] if row.keys() >= {*names}]
-    if row.keys() & {*wanted} or len(chats) + len(found) != 1:
-        names = dict(zip(wanted, wanted, strict=True))
-    elif chats:
+    is_own = bool(row.keys() & {*wanted}) or len(chats) + len(found) != 1
+    if chats and not is_own:
         return _exchange(row, chats[0])
-    else:
-        names = dict(zip(wanted, found[0], strict=True))
-    shape = Shaped(row, {name: own for name, own in names.items() if name != own})
-    if shape.names:
-        shape = shape._replace(notes=(_renamed(shape.names),))
-    return _with_input(shape) if {*names.values()} & row.keys() >= {"instruction"} else shape
-
-
-def _renamed(names: Mapping[str, str]) -> str:
-    return ", ".join(f"the {name} is {own!r}" for name, own in names.items())
+    names = dict(zip(wanted, wanted if is_own else found[0], strict=True))
+    with_input = "instruction" in row and "instruction" in names.values()
+    beside = [name for name in _BESIDE if row.get(name) and not (with_input and name == "input")]
+    notes = [f"{name!r} is left out" for name in beside]
+    if not is_own:
+        notes.insert(0, ", ".join(f"the {name} is {own!r}" for name, own in names.items()))
+    shape = Shaped(row, names, tuple(notes))
+    return _with_input(shape) if with_input else shape
 
 
 def _with_input(shape: Shaped) -> Shaped:
     """Put an Alpaca row's input below its instruction, as LLaMA-Factory does."""
-    row, notes = shape.content, shape.notes
-    if row.get("history"):
-        return shape._replace(problem="has a 'history'; one question and its answer are needed")
-    if row.get("system"):
-        notes += (_NO_SYSTEM,)
-    instruction, text = row["instruction"], row.get("input") or ""
+    instruction, text = shape.content["instruction"], shape.content.get("input") or ""
     if not isinstance(text, str):
         return shape._replace(problem="has an 'input' that is no text in quotes")
-    if text.strip() and isinstance(instruction, str):
-        row = {**row, "instruction": f"{instruction}\n{text}"}
-        notes += ("'input' stands below 'instruction', in a line of its own",)
-    return shape._replace(content=row, notes=notes)
+    if not text.strip() or not isinstance(instruction, str):
+        return shape
+    joined = {**shape.content, "instruction": f"{instruction}\n{text}"}
+    note = "'input' stands below 'instruction', in a line of its own"
+    return shape._replace(content=joined, notes=(*shape.notes, note))
 
 
 def _exchange(row: Mapping[str, Any], name: str) -> Shaped:
@@ -89,5 +85,7 @@ def _exchange(row: Mapping[str, Any], name: str) -> Shaped:
         return Shaped(row, {}, problem=problem)
     said = [turn.get("content", turn.get("value")) for turn in turns]
     texts = {kind: text for kind, text in zip(kinds, said, strict=True) if kind != "system"}
-    notes = (f"the question and the answer are the turns of {name!r}",)
-    return Shaped({**row, **texts}, {}, notes + (_NO_SYSTEM,) * ("system" in kinds))
+    notes = [f"the question and the answer are the turns of {name!r}"]
+    if "system" in kinds:
+        notes.append("system turns are left out; --system-prompt gives one")
+    return Shaped({**row, **texts}, {}, tuple(notes))

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from statistics import fmean
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.options import ROUGE_TOKENIZERS
 from lunar_tune.data.records import Record
+from lunar_tune.data.texts import composed
 from lunar_tune.errors import DataError, InputError, Problems, listed
 
 if TYPE_CHECKING:
@@ -56,9 +58,9 @@ class _WordTokenizer:
         from icu4py.breakers import WordBreaker
 
         # Dictionaries know the letters that NFKC would take apart: Thai SARA AM, Lao HO NO.
-        composed = unicodedata.normalize("NFC", text.casefold())
+        folded = composed(text.casefold())
         divided = regex.sub(
-            _UNSPACED, lambda run: f" {' '.join(WordBreaker(run[0], 'und'))} ", composed
+            _UNSPACED, lambda run: f" {' '.join(WordBreaker(run[0], 'und'))} ", folded
         )
         normal = unicodedata.normalize("NFKC", divided)
         kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in normal)
@@ -76,7 +78,8 @@ def _tokenizer(name: str) -> Any:
     default = DefaultTokenizer(use_stemmer=True)  # which takes a second, and scikit-learn with it
     # Answers say the same words over and over.
     default._stemmer.stem = lru_cache(maxsize=2**16)(default._stemmer.stem)
-    return default
+    # An accented letter that is written as two would be a letter a to z.
+    return SimpleNamespace(tokenize=lambda text: default.tokenize(composed(text)))
 
 
 def tokenize_words(text: str, *, tokenizer: str = "default") -> list[str]:

@@ -121,6 +121,9 @@ BAD_RECORDS = {
     "CSV without names": ("data.csv", "A,Q0?,A.\nA,Q1?,B.", ["has 'A', 'Q0?', 'A.'); add it"]),
     "CSV cells": ("data.csv", "edge,question,answer\nA,Q?,B, C\n", ["line 2: has 4 columns", "3;"]),
     "CSV quotes": ("data.tsv", 'edge\tquestion\n"A" B\tC', ["line 2: is not valid CSV"]),
+    "CSV space": ("data.csv", 'edge,question\nA, "Q?"', ["line 2: has a space before a quotation"]),
+    "CSV joined": ("data.csv", "edge,question\nedge,question", ["line 2: repeats the names of"]),
+    "field twice": ("data.json", '[{"edge": "A", "edge": "B"}]', ["'edge' stands twice in one"]),
     "CSV names": ("data.csv", "edge,edge\nA,B", ["names a column twice"]),
     "chat": ("data.json", [{"messages": [{"role": "user"}] * 2}], ["turns of user, user; one"]),
     "chat of texts": ("data.json", [{"edge": "A", "messages": "Q?"}], ["holds turns of nobody"]),
@@ -400,6 +403,8 @@ AS_WRITTEN = {
     "UTF-16": ("a.csv", CSV.encode("utf-16"), "read as UTF-16"),
     "UTF-16 without a mark": ("a.csv", CSV.encode("utf-16-le"), "read as UTF-16-LE"),
     "NFD": ("a.csv", unicodedata.normalize("NFD", CSV), "form NFC (1 of 3 rows)"),
+    "context": ("a.json", renamed("question", "answer", context="1999"), "'context' is left out"),
+    "joined": ("a.csv", CSV.replace("\nB", "\n\ufeffB"), ""),
     "edges": ("a.csv", CSV.replace("A,S", "\u200bA\xa0,S"), "'\\u200bA\\xa0' as 'A' (1 of 3 rows)"),
 }
 
@@ -414,6 +419,14 @@ def test_what_other_programs_write_is_read_as_the_same_pairs_with_a_word_on_how(
     assert word in "; ".join(notes)
     assert bool(notes) == bool(word)
     assert all(note.startswith(f"{name}: ") for note in notes)
+
+
+def test_letters_that_were_lost_before_are_noted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    read_prompts(written(tmp_path, "Where is K\ufffdln?\nWho?", "p.txt"), on_note=notes.append)
+    assert notes == [
+        "p.txt: letters are lost: U+FFFD stands where something was decoded wrongly (1 of 2 rows)"
+    ]
 
 
 def test_an_alpaca_rows_input_stands_below_its_instruction(tmp_path: Path) -> None:
