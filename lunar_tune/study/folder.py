@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 RUNS = Path("runs")  # where searches are kept unless another folder is named
 _LISTED = 8
+_MOST_JOURNAL = 2**30  # bytes; a trial takes a few thousand
 _BEFORE_THE_FIRST_TRIAL = {".lock", ".study.journal.lock", "config.yaml", "search.log", "trials"}
 
 
@@ -139,6 +141,7 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
         given = Path(search).expanduser()
         for path in (given, runs / given):
             if (path / "study.journal").is_file():
+                _check_own(path.resolve())
                 return Folder(path.resolve())
         is_folder = given.is_dir()
     except (OSError, RuntimeError) as error:  # a name too long, a home that does not exist
@@ -154,6 +157,21 @@ def find_search(search: str | Path, runs: Path = RUNS) -> Folder:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         listed = f"{runs} has {', '.join(names[:_LISTED])}{more}."
     raise InputError(f"{search}: there is no such search. {listed}")
+
+
+def _check_own(folder: Path) -> None:
+    """Raise an InputError if what is written or read in a search's folder would be elsewhere."""
+    entries = *folder.iterdir(), *folder.glob("trials/*"), *folder.glob("pictures/*")
+    for entry in entries:
+        mode = entry.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(
+                f"{entry}: is a link or a device. What a search reads and writes lies in its "
+                "own folder: put the file itself there, or move the whole folder."
+            )
+    size = (folder / "study.journal").stat().st_size
+    if size > _MOST_JOURNAL:
+        raise InputError(f"{folder / 'study.journal'}: has {size:,} bytes, which no search writes.")
 
 
 def searches_in(runs: Path) -> list[Folder]:

@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 from test_study import run_trials, study_in
 
+import lunar_tune as lt
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_again, options_of, types_of
 from lunar_tune.config.options import SearchConfig
@@ -250,6 +251,22 @@ def test_what_a_folder_permits_itself_is_asked_for_with_the_whole_command(
     del declined["address"]
     config, _ = resumed(options | declined, problems := Problems())
     assert (problems.messages, config.trust_remote_code, config.address) == ([], False, None)
+
+
+@pytest.mark.parametrize("name", ["search.log", ".lock", "trials", "trials/00000.parquet"])
+def test_a_link_in_a_searchs_folder_is_followed_nowhere(tmp_path: Path, name: str) -> None:
+    """Its log would be written to the end of any file that the link names."""
+    folder = begun(tmp_path)[1].path
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "pairs.json")
+    before = (tmp_path / "pairs.json").read_bytes()
+    with pytest.raises(InputError, match=rf"{name}: is a link or a device"):
+        lt.search(resume="n", output=tmp_path / "runs", quiet=True)
+    assert (tmp_path / "pairs.json").read_bytes() == before
+    (folder / name).unlink()
+    os.truncate(folder / "study.journal", 2**40)
+    with pytest.raises(InputError, match=r"study\.journal: has 1,099,511,627,776 bytes"):
+        find_search(folder)
 
 
 def test_a_password_that_was_not_kept_is_asked_for(
