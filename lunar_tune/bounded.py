@@ -14,18 +14,22 @@ from typing import Any, Final
 
 import psutil
 
-MEMORY: Final = 2**30  # bytes beyond those of this process
+MEMORY: Final = 2**30  # bytes beyond those of this process, unless a call says another number
 _PATIENCE: Final = 20
 """Seconds by the clock for each of a core: where a machine is busy, or a fork waits for a lock that
 another thread held."""
 
 
-def bounded(call: Callable[[], Any], *, seconds: int) -> Any:
-    """Return what a call gives, plain values for JSON, or raise a RuntimeError with the reason.
+class OutOfBoundsError(RuntimeError):
+    """A call took more time or memory than it may."""
+
+
+def bounded(call: Callable[[], Any], *, seconds: int, memory: int = MEMORY) -> Any:
+    """Return what a call gives, plain values for JSON, or raise a RuntimeError with its reason.
 
     The child is a fork, so the call sees all that is loaded; it must not use a device or threads.
-    It may take `seconds` of one core, twenty times that by the clock, and `MEMORY`. Other systems
-    than Linux do not keep such limits: there the call runs in this process.
+    It may take `seconds` of one core, twenty times that by the clock, and bytes of `memory`.
+    Other systems than Linux do not keep such limits: there the call runs in this process.
     """
     if sys.platform != "linux":
         try:
@@ -34,36 +38,37 @@ def bounded(call: Callable[[], Any], *, seconds: int) -> Any:
             raise RuntimeError(str(error)) from error
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(call, seconds, sending), daemon=True)
+    child = context.Process(target=_run, args=(call, seconds, memory, sending), daemon=True)
     with warnings.catch_warnings(), receiving:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there may be threads
         child.start()
         sending.close()
+        content, asleep = b"", False
         try:
-            late = not receiving.poll(_PATIENCE * seconds)
-            content = b"" if late else receiving.recv_bytes()
+            asleep = not receiving.poll(_PATIENCE * seconds)
+            content = b"" if asleep else receiving.recv_bytes()
         except EOFError:
-            content = b""
+            pass
         finally:
             child.kill()  # it has sent all that it had, or we were interrupted
             child.join()
     if not content:
-        slow = late or child.exitcode == -signal.SIGXCPU
-        what = f"{seconds} s" if slow else f"{MEMORY >> 20} MiB of memory"
-        raise RuntimeError(f"it takes more than {what}")
+        slow = asleep or child.exitcode == -signal.SIGXCPU
+        what = f"{seconds} s" if slow else f"{memory >> 20} MiB of memory"
+        raise OutOfBoundsError(f"it takes more than {what}")
     error, value = json.loads(content)
     if error:
         raise RuntimeError(error)
     return value
 
 
-def _run(call: Callable[[], Any], seconds: int, sending: Connection) -> None:
+def _run(call: Callable[[], Any], seconds: int, memory: int, sending: Connection) -> None:
     """Send, from the child, the call's error, empty if there is none, and its value."""
     import resource
 
     bounds = {
         resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_AS: psutil.Process().memory_info().vms + MEMORY,
+        resource.RLIMIT_AS: psutil.Process().memory_info().vms + memory,
         resource.RLIMIT_CORE: 0,
     }
     try:

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,10 +20,14 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from lunar_tune.bounded import OutOfBoundsError, bounded
 from lunar_tune.errors import DataError, listed
 from lunar_tune.files import decoded, read_beginning
 
-_MAX_FILE_BYTES = 2 * 2**30  # all of it is read at once
+_MAX_FILE_BYTES = 2**28  # all of it is read at once
+_MAX_ROWS = 1_000_000
+_SMALL = 2**22  # bytes of text, of which no row takes long
+_SECONDS, _MEMORY = 10, 2 * 2**30  # for reading what is larger or compressed
 _GZIP_MAGIC = b"\x1f\x8b"
 _ARROW_FILE_MAGIC = b"ARROW1"
 _FEATHER_V1_MAGIC = b"FEA1"
@@ -63,19 +68,42 @@ def read_rows(path: Path, columns: Sequence[str], on_note: OnNote = unheard) -> 
     if format_of(path) not in _READERS:
         known = f"{', '.join(_READERS)} (for prompts alone), each also with .gz"
         raise DataError(f"{path}: the suffix {path.suffix!r} is not supported; there are: {known}")
-    return _READERS[format_of(path)](path, columns, lambda note: on_note(f"{path.name}: {note}"))
+    content = _read_bytes(path)
+    read = partial(_READERS[format_of(path)], path, content, columns)
+    if _READERS[format_of(path)] is _table_rows or len(content) > _SMALL:
+        _check_bounds(path, lambda: len(read(unheard)))
+    return read(lambda note: on_note(f"{path.name}: {note}"))
+
+
+def _check_bounds(path: Path, count: Callable[[], int]) -> None:
+    """Raise a DataError if a file takes too much to read: a kilobyte can stand for gigabytes."""
+    rows = 0
+    try:
+        rows = bounded(count, seconds=_SECONDS, memory=_MEMORY)
+    except OutOfBoundsError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}. Write the rows that are meant into a smaller file"
+        ) from error
+    except RuntimeError:
+        pass  # whoever reads it says what is wrong
+    if rows > _MAX_ROWS:
+        raise DataError(f"{path}: holds {rows:,} rows; at most {_MAX_ROWS:,} are read")
 
 
 def read_json(path: Path, on_note: OnNote = unheard) -> object:
     """Return what a JSON file holds, whatever it is, or raise a DataError."""
-    content, problem = _parsed(_read_text(path, on_note))
+    return _json_of(path, _read_bytes(path), on_note)
+
+
+def _json_of(path: Path, raw: bytes, on_note: OnNote) -> object:
+    content, problem = _parsed(_text_of(path, raw, on_note))
     if problem:
         raise DataError(f"{path}: {problem}")
     return content
 
 
-def _json_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
-    content = read_json(path, on_note)
+def _json_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    content = _json_of(path, raw, on_note)
     if isinstance(content, dict):
         content = _rows_of_object(path, content, on_note)
     if not isinstance(content, list):
@@ -102,18 +130,18 @@ def _rows_of_object(path: Path, content: dict[str, Any], on_note: OnNote) -> lis
     raise DataError(f"{path}: holds an object; it must be a list of objects: [{{…}}, {{…}}]")
 
 
-def _line_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
-    return [Row(place, *_parsed(line)) for place, line in _lines(path, on_note)]
+def _line_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    return [Row(place, *_parsed(line)) for place, line in _lines(path, raw, on_note)]
 
 
-def _text_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
-    return [Row(place, line.strip()) for place, line in _lines(path, on_note)]
+def _text_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+    return [Row(place, line.strip()) for place, line in _lines(path, raw, on_note)]
 
 
-def _lines(path: Path, on_note: OnNote) -> list[tuple[str, str]]:
+def _lines(path: Path, raw: bytes, on_note: OnNote) -> list[tuple[str, str]]:
     """Return the lines that are not blank, each with its place."""
     # Not splitlines(): JSON texts may hold U+2028 and its like, which end no line.
-    lines = enumerate(_read_text(path, on_note).split("\n"), 1)
+    lines = enumerate(_text_of(path, raw, on_note).split("\n"), 1)
     return [(f"line {number}", line) for number, line in lines if line.strip()]
 
 
@@ -141,9 +169,9 @@ def _parsed(text: str) -> tuple[object, str]:
         return None, f"is not valid JSON ({error})"
 
 
-def _csv_rows(path: Path, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
+def _csv_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) -> list[Row]:
     """Return rows whose values are all texts; the first line names the columns."""
-    text = _read_text(path, on_note).lstrip("\n")
+    text = _text_of(path, raw, on_note).lstrip("\n")
     header = text.partition("\n")[0]
     separator = max(_SEPARATORS, key=header.count)
     if separator == ";":
@@ -175,8 +203,7 @@ def _csv_problem(cells: Sequence[str], names: Sequence[str]) -> str:
     return "repeats the names of the columns; remove it" if [*cells] == [*names] else ""
 
 
-def _table_rows(path: Path, columns: Sequence[str], _on_note: OnNote) -> list[Row]:
-    content = _read_bytes(path)
+def _table_rows(path: Path, content: bytes, columns: Sequence[str], _on_note: OnNote) -> list[Row]:
     if content.startswith(_FEATHER_V1_MAGIC):
         raise DataError(f"{path}: is Feather V1; write it again with a current pyarrow or pandas")
     kind = "Parquet" if format_of(path) == ".parquet" else "Arrow"
@@ -184,22 +211,31 @@ def _table_rows(path: Path, columns: Sequence[str], _on_note: OnNote) -> list[Ro
     try:
         if kind == "Parquet":
             file = pa.parquet.ParquetFile(buffer)
-            names, table = file.schema_arrow.names, file.read(columns=list(columns))
+            if file.metadata.num_rows > _MAX_ROWS:
+                raise ValueError(
+                    f"it has {file.metadata.num_rows:,} rows; at most {_MAX_ROWS:,} are read"
+                )
+            names = file.schema_arrow.names
+            table = file.read(columns=list(columns), use_threads=False)
         else:
             is_file = content.startswith(_ARROW_FILE_MAGIC)
-            opened = pa.ipc.open_file(buffer) if is_file else pa.ipc.open_stream(buffer)
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            open_table = pa.ipc.open_file if is_file else pa.ipc.open_stream
+            opened = open_table(buffer, options=options)
             table = opened.read_all()
             names = table.column_names
         table = table.select([name for name in columns if name in names])
         table.validate(full=True)  # a damaged Arrow file would else crash the process below
         rows = table.to_pylist() if table.num_columns else [{}] * table.num_rows
+    except MemoryError:  # Arrow's is one of its exceptions, and says nothing of the file
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path}: cannot be read as {kind} ({reason})") from error
     return [Row(f"row {number}", dict.fromkeys(names) | row) for number, row in enumerate(rows, 1)]
 
 
-_READERS: Final[Mapping[str, Callable[[Path, Sequence[str], OnNote], list[Row]]]] = {
+_READERS: Final[Mapping[str, Callable[[Path, bytes, Sequence[str], OnNote], list[Row]]]] = {
     ".json": _json_rows,
     ".jsonl": _line_rows,
     ".ndjson": _line_rows,
@@ -230,8 +266,8 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _read_text(path: Path, on_note: OnNote) -> str:
-    text, encoding = decoded(_read_bytes(path), str(path), error_class=DataError)
+def _text_of(path: Path, raw: bytes, on_note: OnNote) -> str:
+    text, encoding = decoded(raw, str(path), error_class=DataError)
     if encoding != "UTF-8":
         on_note(f"read as {encoding}")
     return text

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -56,6 +56,38 @@ def test_devices_and_pipes_are_refused_and_long_files_read_to_the_limit_only(
     monkeypatch.setattr("lunar_tune.data.readers._MAX_FILE_BYTES", 2**20)
     with pytest.raises(DataError, match=r"sparse\.json: is longer than 1 MiB"):
         read_records(tmp_path / "sparse.json")
+
+
+def bombs(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Write files of a few kilobytes that stand for gigabytes; yield each with what is said."""
+    for name, value, rows, said in (
+        ("rows.parquet", "x", 2_000, "it has 2,000 rows; at most 1,000"),
+        ("wide.parquet", "x" * 900_000, 200, "it takes more than 64 MiB of memory"),
+    ):
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [value])
+        pa.parquet.write_table(pa.table(dict.fromkeys(GOOD, column)), folder / name)
+        yield folder / name, said
+    column = pa.array(["x" * 100] * 30_000)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    table = pa.table(dict.fromkeys(GOOD, column))
+    with pa.ipc.new_file(folder / "zip.arrow", table.schema, options=options) as file:
+        file.write_table(table)
+    yield folder / "zip.arrow", "holds 30,000 rows; at most 1,000"
+    objects = b"[" + b"{}," * 100_000 + b"{}]"
+    (folder / "objects.json.gz").write_bytes(gzip.compress(objects))
+    yield folder / "objects.json.gz", "holds 100,001 rows; at most 1,000"
+    (folder / "rows.jsonl").write_bytes(b"{}\n" * 1_500)
+    yield folder / "rows.jsonl", "holds 1,500 rows; at most 1,000"
+
+
+def test_a_file_that_stands_for_gigabytes_is_refused_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in (("_MEMORY", 2**26), ("_MAX_ROWS", 1000), ("_SMALL", 0)):
+        monkeypatch.setattr(f"lunar_tune.data.readers.{name}", limit)
+    for path, said in bombs(tmp_path):
+        with pytest.raises(DataError, match=said):
+            read_records(path)
 
 
 def test_order_and_marks_are_kept_out_of_rows_and_other_fields_ignored(tmp_path: Path) -> None:
