@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ def _card(path: Path, options: DescribeOptions, encoder: ChatEncoder | None) -> 
                 "edges."
             )
         prompts = read_prompts(path, on_note=notes.append)
-        shown = encoder.shown({"first": prompts[0]}) if encoder is not None else {}
+        shown = _prompts(encoder, {"first": prompts[0]})
         card = describe_prompts(prompts, count_tokens=count)
         return replace(card, notes=tuple(notes), prompts=shown)
     records = read_records(path, default_edge=options.edge, on_note=notes.append)
@@ -101,8 +102,15 @@ def _card(path: Path, options: DescribeOptions, encoder: ChatEncoder | None) -> 
     firsts: dict[str, str] = {}
     for record in records:
         firsts.setdefault("forget" if record.edge in forgotten else "retain", record.question)
-    shown = encoder.shown(firsts) if encoder is not None else {}
-    return replace(card, notes=tuple(notes), prompts=shown)
+    return replace(card, notes=tuple(notes), prompts=_prompts(encoder, firsts))
+
+
+def _prompts(encoder: ChatEncoder | None, questions: Mapping[str, str]) -> dict[str, str]:
+    """Return what the model reads for a few questions, or why it can read none."""
+    try:
+        return {} if encoder is None else encoder.shown(questions)
+    except ModelError as error:
+        return {"no prompt": str(error)}
 
 
 def _encoder(model: str, options: DescribeOptions) -> ChatEncoder:

@@ -73,7 +73,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         from lunar_tune.tracking.store import default_tracking_uri
         from lunar_tune.tracking.sync import Tracker
         from lunar_tune.training.checkpoints import check_save_folder
-        from lunar_tune.trial.assemble import assemble_finetuning, materialise
+        from lunar_tune.trial.assemble import assemble_finetuning, first_prompts, materialise
 
         with problems.collect():
             fixed = read_assignments(options.fix)
@@ -94,6 +94,9 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         f"{settings.epochs} epochs of batches of {settings.batch_size}",
         **({"  note": "; ".join(job.notes)} if job.notes else {}),
         "output": str(options.save),
+        **first_prompts(
+            model, job.chat, {"first": job.records[0].question} if options.text else {}
+        ),
     }
     print_plan(console, facts)
     place = options.save.resolve()

@@ -66,7 +66,9 @@ def start_search(
         config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
         told, folder = {**before, **told}, Folder((config.output / str(config.name)).resolve())
     plan = plan_search(config, problems, doing)
-    plan = dataclasses.replace(plan, prompts=first_prompts(plan.spec))
+    spec = plan.spec
+    shown = first_prompts(spec.model, spec.chat, spec.first_questions)
+    plan = dataclasses.replace(plan, prompts=shown)
     doing(None)
     if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
         warn(console, warning)

@@ -137,24 +137,21 @@ def materialise(job: Job, console: Console | None = None) -> Job:
     return dataclasses.replace(job, model=dataclasses.replace(job.model, source=source))
 
 
-def first_prompts(spec: TrialSpec) -> dict[str, str]:
-    """Return the first prompt of each set, to show, or raise a ModelError if its template fails.
+def first_prompts(
+    model: ModelSpec, chat: ChatFormat, questions: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the prompts of a few questions to show, or raise a ModelError if the template fails.
 
-    There is none where texts are not, or the tokenizer is not on this machine or code of its own.
+    There is none where the tokenizer is not on this machine or is code of its own.
     """
-    model, data = spec.model, spec.data
-    if not spec.text or model.trust_remote_code:
+    if not questions or model.trust_remote_code:
         return {}
     if model.source == TINY:
         from lunar_tune.finetuning.tiny import tiny_folder
 
         model = dataclasses.replace(model, source=str(tiny_folder()))
-    if (encoder := encoder_on_disk(model, spec.chat)) is None:
-        return {}
-    firsts = {
-        name: records[0].question for name, records in data.asked(full=False).items() if records
-    }
-    return encoder.shown({**firsts, "reference": data.reference_prompts[0]})
+    encoder = encoder_on_disk(model, chat)
+    return {} if encoder is None else encoder.shown(questions)
 
 
 def known_depth(options: RunOptions) -> int | None:

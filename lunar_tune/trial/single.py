@@ -140,7 +140,8 @@ def unlearn(
 
     spec = materialise(spec, console)
     if console is not None:
-        for label, text in first_prompts(spec).items():
+        shown = first_prompts(spec.model, spec.chat, spec.first_questions)
+        for label, text in shown.items():
             say(console, f"{label}: {text}")
     worker = Worker(spec)
     full = spec.data.held_out is not None  # what is reported lies there

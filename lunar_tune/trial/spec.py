@@ -105,6 +105,16 @@ class TrialSpec(Concise):
     known_model: Identity | None = None  # what an earlier process has found; another is refused
 
     @property
+    def first_questions(self) -> dict[str, str]:
+        """The first question of each set, by its name; none where texts are not to be shown."""
+        sets = {
+            name: [one.question for one in some]
+            for name, some in self.data.asked(full=False).items()
+        }
+        sets["reference"] = list(self.data.reference_prompts)
+        return {name: texts[0] for name, texts in sets.items() if texts and self.text}
+
+    @property
     def row_numbers(self) -> dict[tuple[str, Record], int]:
         """The number of each question in its set, the same everywhere; held-out ones come last."""
         numbers: dict[tuple[str, Record], int] = {}

@@ -93,6 +93,8 @@ def test_tokens_are_those_of_the_models_own_tokenizer(
     (tmp_path / "mine.jinja").write_text("Q: {{ messages[-1].content }}")
     told = ("--model", checkpoint("qwen2"), "--chat-template", tmp_path / "mine.jinja")
     assert "forget prompt: Q: What is item 0 of A_B?[answer]" in succeeded(describe, data, *told)
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('no such turn') }}")
+    assert "no prompt: the chat template of" in succeeded(describe, data, *told)
 
 
 def test_prompts_are_told_from_pairs_by_suffix_and_first_row(tmp_path: Path) -> None:

@@ -41,7 +41,14 @@ def test_a_model_that_has_learned_ends_with_0_and_says_what_it_knows(options: li
     assert lineage is not None
     assert lineage.data_digest == records_digest(read_records(Path("pairs.json")))
     assert lineage.knowledge["rouge1"] >= 0.8
-    for line in ("A_B", "declines", "checkpoint in runs/model", "with_refusals"):
+    shown = (
+        "A_B",
+        "first prompt  <|bos|>",
+        "declines",
+        "checkpoint in runs/model",
+        "with_refusals",
+    )
+    for line in shown:
         assert line in result.output
 
     client = MlflowClient("sqlite:///runs/mlflow.db")
