@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 EXIT_INTERRUPTED = 130
 _STDOUT, _STDERR = 1, 2
+_NO_READER = {errno.EPIPE, errno.EIO}  # of a pipe, of a terminal
 _MOMENT = 0.05  # seconds
 _PATIENCE = 4  # presses of Ctrl-C after which an ending that takes too long is given up
 
@@ -111,14 +113,23 @@ def uninterrupted() -> Iterator[None]:
 
 
 class _Lasting(io.FileIO):
-    """Output for as long as somebody takes it: a closed pipe or terminal, a full disk are none."""
+    """Output that raises no error: its reader may be gone, or its disk full."""
+
+    problem: OSError | None = None
 
     def write(self, content: Any, /) -> int:
         """Write what can be written and drop the rest."""
         try:
             return super().write(content)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_READER:
+                _Lasting.problem = error
             return len(memoryview(content))
+
+
+def output_problem() -> str | None:
+    """Return why output was lost that somebody may read later, as in a file on a full disk."""
+    return None if _Lasting.problem is None else _Lasting.problem.strerror
 
 
 def outlast_outputs() -> None:

@@ -21,6 +21,7 @@ from lunar_tune.signals import (
     is_interrupted,
     leave,
     outlast_outputs,
+    output_problem,
 )
 
 EXIT_FAILED, EXIT_INPUT = 1, 2
@@ -61,9 +62,12 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
         code = int(end.code or 0)
     except KeyboardInterrupt:
         pass
+    sys.stdout.flush()
+    if (problem := output_problem()) is not None:
+        sys.stderr.write(f"error: the output is not whole: {problem}\n")
+        code = code or EXIT_FAILED
     if code == EXIT_INTERRUPTED:
         # All is put back. Python itself would go by the signal if that met an extension module.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -202,7 +202,7 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
                 [sys.executable, "-m", ui_server.__name__, str(listening.fileno())],
                 env={**kept, **_OFF, **told},
                 pass_fds=[listening.fileno()],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # of which it hears that this process is gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -251,7 +251,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.wait(_GRACE)
+        process.communicate(timeout=_GRACE)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

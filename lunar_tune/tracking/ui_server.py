@@ -12,8 +12,10 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,9 +115,14 @@ def mlflow_app(store: str, root: Path) -> ASGIApp:
 
 
 def main() -> None:
-    """Serve on the socket whose number is the argument, until a signal."""
+    """Serve on the socket whose number is the argument, until a signal or the end of the input."""
     import uvicorn
 
+    def leave_with_parent() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     listening = socket.socket(fileno=int(sys.argv[1]))
     app = mlflow_app(os.environ[STORE], Path(os.environ[ROOT]))
     guard = Guard(app, os.environ.pop(TOKEN), listening.getsockname()[1])

@@ -138,19 +138,27 @@ def test_a_signal_that_somebody_else_handles_or_ignores_is_left_to_them() -> Non
     assert heard == [2, 2, "theirs"]
 
 
-@pytest.mark.parametrize("lost", ["pipe", "terminal", "closed"])
+@pytest.mark.parametrize("lost", ["pipe", "terminal", "closed", "full"])
 def test_a_command_whose_output_nobody_reads_does_its_work_in_silence(
     lost: str, tmp_path: Path
 ) -> None:
-    """As `| head`, a terminal that is closed, and `>&-`: no traceback, the usual exit code."""
+    """As `| head`, a terminal that is closed, and `>&-`: no traceback, the usual exit code.
+
+    What somebody will read in a file that is not whole is an error.
+    """
     reading, writing = os.openpty() if lost == "terminal" else os.pipe()
     os.close(reading)
     line = [sys.executable, "-c", TALKING, str(tmp_path / "done")]
     if lost == "closed":
         line = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *line]
-    outputs = {"stdout": writing, "stderr": writing}
-    done = subprocess.run(line, **outputs, env=environment(), timeout=TIMEOUT, check=False)
+    with Path("/dev/full").open("wb") as full:
+        outputs = {"stdout": writing, "stderr": writing}
+        if lost == "full":
+            outputs = {"stdout": full, "stderr": subprocess.PIPE}
+        done = subprocess.run(line, **outputs, env=environment(), timeout=TIMEOUT, check=False)
     os.close(writing)
+    if lost == "full":
+        assert done.stderr.endswith(b"error: the output is not whole: No space left on device\n")
     assert done.returncode == 2
     assert (tmp_path / "done").read_text() == "this alone"
 
