@@ -64,6 +64,9 @@ class SearchPlan:
         """What is going to be done, to show: label and value."""
         config, spec, data, held = self.config, self.spec, self.spec.data, self.spec.data.held_out
         sample, lineage = len(data.retain_sample), read_lineage(spec.model.checkpoint)
+        chat, taught = spec.chat, ""
+        if lineage is not None:
+            taught = lineage.taught_otherwise(chat.template, chat.system_prompt)
         retained = f"retain {sample}"
         if sample != len(data.retain):
             retained += f" (a sample of {len(data.retain)})"
@@ -91,6 +94,7 @@ class SearchPlan:
         return {
             "model": model.name + (f" ({source})" if source != model.name else "") + weights,
             **({"  origin": lineage.summary} if lineage is not None else {}),
+            **({"  warning": f"the model {taught}"} if taught else {}),
             "data": questions,
             **spec.lost_letters,
             **({"  note": "; ".join(data.notes)} if data.notes else {}),

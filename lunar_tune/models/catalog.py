@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 from lunar_tune.config.options import TINY
@@ -138,6 +139,18 @@ class Lineage:
         known = f", ROUGE-1 {self.knowledge['rouge1']:.3f}" if "rouge1" in self.knowledge else ""
         how = self.settings.get("trained", "?")
         return f"{self.base} fine-tuned ({how}) on {self.data}{known}{forgotten}"
+
+    def taught_otherwise(self, template: str, system_prompt: str | None) -> str:
+        """Say how it was asked when it learned, if not as it is to be asked now; else nothing."""
+        taught = self.settings.get("chat_template", template)
+        system = self.settings.get("system_prompt", system_prompt)
+        if (taught, system) == (template, system_prompt):
+            return ""
+        then, now = (
+            f"chat template {shorten(one, 60)} and system prompt {other!r}"
+            for one, other in ((taught, system), (template, system_prompt))
+        )
+        return f"was taught with {then}, and is asked with {now}: it may not answer as it learned"
 
     def write(self, folder: Path) -> None:
         """Write it beside the weights in a folder."""

@@ -16,7 +16,7 @@ from urllib.request import getproxies
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.adapters import merge_adapter
-from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
@@ -86,6 +86,9 @@ def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(spec.device)
+    lineage = read_lineage(spec.checkpoint)
+    if lineage and (taught := lineage.taught_otherwise(chat.template, chat.system_prompt)):
+        logger.warning("%s %s", spec.checkpoint, taught)
     config = load_config(spec)  # an unsuitable family is refused before its weights are read
     tokenizer = load_tokenizer(spec)
     options: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}

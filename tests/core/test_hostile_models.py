@@ -14,7 +14,8 @@ import torch
 from random_models import build_model, build_tokenizer
 
 from lunar_tune.errors import ModelError
-from lunar_tune.models.catalog import ModelSpec, resolve_model
+from lunar_tune.models.catalog import Lineage, ModelSpec, resolve_model
+from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import n_parameters
 from lunar_tune.models.loading import load_model
 from lunar_tune.models.weights import check_weights
@@ -224,3 +225,19 @@ def test_no_code_of_a_checkpoint_runs(folder: Path, monkeypatch: pytest.MonkeyPa
     rewrite(folder / "tokenizer_config.json", tokenizer_class="T")
     with pytest.raises(ModelError, match="repeat the command with --trust-remote-code"):
         load_model(spec(folder))
+
+
+def test_a_model_that_is_asked_otherwise_than_it_was_taught_says_both(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"chat_template": "own", "system_prompt": "Be brief."}
+    whole = {"source": "s", "weights": None, "revision": None, "fingerprint": "f"}
+    lineage = Lineage(base="tiny", data="mini", data_digest="d", settings=settings, **whole)
+    lineage.write(folder)
+    load_model(spec(folder), ChatFormat(system_prompt="Be brief."))
+    assert caplog.text == ""
+    load_model(spec(folder))
+    then, now = "system prompt 'Be brief.'", "chat template own and system prompt None"
+    assert f"taught with chat template own and {then}, and is asked with {now}" in caplog.text
+    other = lineage.taught_otherwise("{{ messages[0].content }}" * 9, "Be brief.")
+    assert "asked with chat template {{ messages[0].content }}{{ messages[0].content }}{{ [...]" in other
