@@ -116,6 +116,7 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's remarks on opening a store
+            _check_addresses(uri)
             with _migration_lock(uri):
                 client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             yield client
@@ -130,6 +131,29 @@ def opened_store(uri: str) -> Iterator[MlflowClient]:
         connections.setLevel(level)
         for name in mine:
             os.environ.pop(name, None)
+
+
+def _check_addresses(uri: str) -> None:
+    """Raise an InputError if a sqlite store keeps artifacts on a server.
+
+    Whoever wrote the file has chosen it, and MLflow would send it data and the user's token.
+    """
+    file = sqlite_file(uri)
+    if file is None or not file.is_file():
+        return
+    for table, column in _ADDRESSES[:2]:  # of registered models nothing is fetched
+        with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database:
+            found = database.execute(
+                f"select {column} from {table} where {column} like 'http%://%' or "  # noqa: S608
+                f"{column} like 'mlflow-artifacts://%' limit 1"
+            ).fetchone()
+            if found is not None:
+                raise InputError(
+                    f"the MLflow store {file}: says that artifacts lie at "
+                    f"{without_password(found[0])}, a server that would be sent data and MLflow's "
+                    "token. If you trust it, give the address of its tracking server with "
+                    "--tracking-uri; else use another --output."
+                )
 
 
 def _migration_lock(uri: str) -> FileLock | nullcontext[None]:

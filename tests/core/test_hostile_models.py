@@ -240,4 +240,4 @@ def test_a_model_that_is_asked_otherwise_than_it_was_taught_says_both(
     then, now = "system prompt 'Be brief.'", "chat template own and system prompt None"
     assert f"taught with chat template own and {then}, and is asked with {now}" in caplog.text
     other = lineage.taught_otherwise("{{ messages[0].content }}" * 9, "Be brief.")
-    assert "asked with chat template {{ messages[0].content }}{{ messages[0].content }}{{ [...]" in other
+    assert f"chat template {'{{ messages[0].content }}' * 2}{{{{ [...] and system" in other

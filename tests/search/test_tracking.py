@@ -23,6 +23,7 @@ import pytest
 from command_lines import finish, start, without_ray
 from filelock import FileLock
 from invented_searches import search_of
+from made_once import copy_store
 from made_outcomes import KilledError, complete, trial_result
 from tracked_searches import (
     BEST,
@@ -441,6 +442,19 @@ def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path
     store.client.delete_experiment(experiment.experiment_id)
     with pytest.raises(InputError, match=r"it was deleted in MLflow\. Restore it"):
         Tracker(store.uri, "deleted", "x")
+
+
+@pytest.mark.parametrize("scheme", ["http", "mlflow-artifacts"])
+def test_a_store_in_a_file_names_no_server_that_is_sent_the_token(
+    uri: str, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
+    monkeypatch.setattr("requests.Session.request", None)
+    file = copy_store(Path(uri.removeprefix("sqlite:///")), tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("update experiments set artifact_location = ?", (f"{scheme}://evil/x",))
+    with pytest.raises(InputError, match=f"artifacts lie at {scheme}://evil/x, a server that"):
+        Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
 
 
 def test_two_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:
