@@ -64,7 +64,7 @@ class UnlearnOptions(RunOptions):
     learning_rate: float | None = option(None, group=METHOD, common=True)
     """Learning rate of the methods that train."""
     ridge: float | None = option(None, group=METHOD, common=True)
-    """Strength of the ridge regression of lunar's closed form."""
+    """Strength of the ridge regression of lunar's closed form. Default: 0.01."""
     baseline: bool = option(True, group=PLACE, common=True)
     """Evaluate the base model too."""
     save: Path | None = same_option(Reused, "save")

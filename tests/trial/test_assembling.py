@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from trial_specs import write_records
 
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.data.splits import groups_file
+from lunar_tune.driver.plan import plan_search
 from lunar_tune.errors import InputError
 from lunar_tune.trial.assemble import assemble, check_machine, known_depth, materialise
 from lunar_tune.trial.spec import DataSets
@@ -187,3 +188,7 @@ def test_everything_that_is_wrong_is_said_in_one_message(tmp_path: Path) -> None
         assert part in message, part
     assert "have no word for the ROUGE tokenizer" in message_of(data=chinese)
     assert assemble(RunOptions(data=chinese, rouge_tokenizer="words")).rouge_tokenizer == "words"
+    spanish = write_records(tmp_path / "es.json", {"A_B": 2, "B_C": 2}, answer="José Pérez.")
+    told = plan_search(SearchConfig(data=spanish, factual_data="none", output=tmp_path)).facts
+    assert "4 of 4 true answers (edges: A_B, B_C) lose up to 22%" in told["  lost letters"]
+    assert not assemble(RunOptions()).lost_letters
