@@ -17,6 +17,7 @@ from lunar_tune.config.fields import (
     flag_of,
     option,
     options_again,
+    options_of,
     permissions_in,
     same_option,
 )
@@ -249,8 +250,12 @@ class SearchConfig(RunOptions):
 
     def resuming(self, folder: Path) -> list[str]:
         """Return the options that resume the search in a folder, permissions of this run's too."""
-        rights = permissions_in(SearchConfig, vars(self))
-        return ["--resume", str(folder), *options_again(self, rights)]
+        return ["--resume", str(folder), *self.permitting(*options_of(SearchConfig))]
+
+    def permitting(self, *names: str) -> list[str]:
+        """Return those of the options that a command needs again, since only it can permit them."""
+        permitted = permissions_in(SearchConfig, vars(self)).keys() & {*names}
+        return [*options_again(self, permitted)]
 
     def check(self) -> None:
         """Check the values that need nothing else to be known, or raise an InputError."""

@@ -135,7 +135,7 @@ def next_commands(
         commands["resume the search:"] = command("search", *config.resuming(Path(here)))
     if first is not None:
         purpose = f"compare the trials in MLflow ({BEST_FILTER} filters the best):"
-        commands[purpose] = command("compare", here)
+        commands[purpose] = command("compare", here, *config.permitting("tracking_uri"))
     else:  # MLflow compares scores, of which there are none
         page = _shown(folder / "page.html")
         commands["see the trials on a page:"] = command("compare", here, "--save", page)
@@ -144,7 +144,8 @@ def next_commands(
         if results.best is None:
             what, trial = f"{what} as searched", ["--trial", str(first.number)]
         purpose = f"write the unlearned model of {what}, and prove its scores:"
-        commands[purpose] = command("export", here, *trial, "--save", _shown(folder / "model"))
+        save = ["--save", _shown(folder / "model"), *config.permitting("trust_remote_code")]
+        commands[purpose] = command("export", here, *trial, *save)
     if results.ending is None:
         seed = str(config.seed + 1)
         commands["search again with another seed:"] = command("search", *arguments, "--seed", seed)

@@ -14,11 +14,12 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lunar_tune.bounded import bounded
 from lunar_tune.errors import InputError
 from lunar_tune.files import is_file, is_folder, write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lunar_tune.trial.worker import TrialResult  # loads torch
 
 _LOSSES = b"lunar_tune.losses"
+_SECONDS, _MEMORY = 10, 2 * 2**30  # for reading a trial's answers
 _TEXTS = ("question", "truth", "answer")
 # Columns that every trials.parquet has, with these types, also where no trial was completed.
 _COLUMNS = {
@@ -64,10 +66,18 @@ def read_answers(path: Path) -> list[AnswerRow]:
     """Read a file of answers, texts that were left out as empty, or raise an InputError."""
     without = dict.fromkeys(_TEXTS, "")
     try:
-        return [AnswerRow(**(without | row)) for row in pq.read_table(path).to_pylist()]
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        # A few kilobytes can stand for gigabytes.
+        bounded(lambda: len(_rows_of(path)), seconds=_SECONDS, memory=_MEMORY)
+        return [AnswerRow(**(without | row)) for row in _rows_of(path)]
+    except (pa.ArrowException, OSError, ValueError, TypeError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise InputError(f"{path}: is damaged, or holds no answers ({reason}).") from error
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+    return rows
 
 
 def write_trials(path: Path, rows: Sequence[TrialRow]) -> None:

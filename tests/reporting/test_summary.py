@@ -217,6 +217,12 @@ def test_the_next_commands_are_those_for_a_shell_here(
         assert [shlex.join(line[2:]) for line in commands] == [
             f"lunar_tune.{one}" for one in expected
         ]
+    permitted = dataclasses.replace(config, trust_remote_code=True, tracking_uri="http://host:5000")
+    trusts, tracks = "--trust-remote-code", "--tracking-uri http://host:5000"
+    results = results_of([best], ending="Interrupted.")
+    said = [shlex.join(one[3:]) for one in next_commands(permitted, folder, results, ()).values()]
+    assert said[0] == f"--resume runs/n {trusts} {tracks}"
+    assert said[1:] == [f"runs/n {tracks}", f"runs/n --trial 0 {save} {trusts}"]
     text = io.StringIO()
     print_result(Console(file=text), results, folder=folder, commands={"go on:": ["a b", "c"]})
     assert "\ngo on:\n  'a b' c\n" in text.getvalue()

@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -387,6 +389,17 @@ def test_damaged_answers_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match="is damaged, or holds no answers"):
             read_answers(path)
+
+
+def test_answers_that_stand_for_gigabytes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lunar_tune.study.folder._MEMORY", 2**26)
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * 900_000])
+    pq.write_table(pa.table({"answer": same}), path := tmp_path / "00000.parquet")
+    assert path.stat().st_size < 200_000
+    with pytest.raises(InputError, match="it takes more than 64 MiB of memory"):
+        read_answers(path)
 
 
 @given(content=JSON)
