@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -43,8 +44,11 @@ class ChatEncoder:
         if chat.system_prompt is not None:
             chat = replace(chat, system_prompt=self._marked(chat.system_prompt))
         bos, prompts = self.tokenizer.bos_token_id, []
-        for text in render_prompts(self.tokenizer, marked, chat, family=self._family):
-            ids = (*self._beginning, *self._ids(text))
+        *texts, plain = render_prompts(self.tokenizer, [*marked, "?"], chat, family=self._family)
+        written = self._ids(plain)
+        for number, text in enumerate(texts, start=1):
+            what = f"question {number} of {len(texts)}"
+            ids = (*self._beginning, *self._check(self._ids(text), written, what))
             while bos is not None and ids[:2] == (bos, bos):
                 ids = ids[1:]
             prompts.append((*ids[:1], *ids) if chat.second_bos and ids[:1] == (bos,) else ids)
@@ -66,7 +70,7 @@ class ChatEncoder:
             elif around is None:
                 around = before, after
                 end = self.end if self.end is not None else self.tokenizer.eos_token_id
-                text = f"{_cut(text)}[answer]{self.tokenizer.decode([end] if end else [])}"
+                text = f"{_cut(text)}[answer]{self.tokenizer.decode([] if end is None else [end])}"
             else:
                 text = _cut(text)
             visible = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
@@ -82,14 +86,14 @@ class ChatEncoder:
         text, (before, begun) = self._marked(text), self._context
         ids = self._ids(before + text) if begun else ()
         # Some tokenizers begin a text with a space, which there is none of within a turn.
-        return ids[len(begun) :] if begun and ids[: len(begun)] == begun else self._ids(text)
+        said = ids[len(begun) :] if begun and ids[: len(begun)] == begun else self._ids(text)
+        return self._check(said, (), "an answer")
 
     @cached_property
     def end(self) -> int | None:
         """The control token that the chat format ends an answer with; None if it has none."""
         _, after = self._around_answer
-        ids = {self.tokenizer.convert_tokens_to_ids(token) for token in self._control_tokens}
-        return next((i for i in self._ids(after) if i in ids - {self.tokenizer.unk_token_id}), None)
+        return next((token for token in self._ids(after) if token in self._control_ids), None)
 
     @cached_property
     def _around_answer(self) -> tuple[str, str]:
@@ -121,6 +125,24 @@ class ChatEncoder:
         )
         # A word or a line's end is text, though there may be a token for it alone.
         return tuple(one for one in named if not (one.isalnum() or one.isspace()))
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        ids = self.tokenizer.convert_tokens_to_ids(list(self._control_tokens))
+        return frozenset(ids) - {self.tokenizer.unk_token_id}  # which a text may well have
+
+    def _check(self, ids: tuple[int, ...], written: Sequence[int], what: str) -> tuple[int, ...]:
+        """Return a text's tokens, or refuse control tokens beyond those that the format writes."""
+        found, known = (
+            Counter(i for i in some if i in self._control_ids) for some in (ids, written)
+        )
+        if more := [*(found - known)]:
+            raise DataError(
+                f"{what} spells {self.tokenizer.convert_ids_to_tokens(more[0])!r}, and the "
+                f"tokenizer of {self.tokenizer.name_or_path} takes it for its control token, not "
+                "for text. Remove or change it there."
+            )
+        return ids
 
     @cached_property
     def _spelled(self) -> re.Pattern[str]:

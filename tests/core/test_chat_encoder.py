@@ -20,6 +20,7 @@ from tokenizers import (
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from lunar_tune.errors import DataError
 from lunar_tune.models.chat import PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 
@@ -220,3 +221,19 @@ def test_prompts_are_shown_with_what_the_format_writes(
     }
     template = "Q: {{ messages[0].content | upper }}"
     assert encoder(tokenizer, template).shown(asked)["retain prompt"] == "Q: A\\x1b[1M\\u202e?"
+
+
+def test_what_is_a_control_token_only_after_the_tokenizers_own_changes_is_refused() -> None:
+    """Here a tokenizer that looks for them in normalised text, where full width is plain."""
+    backend = build_tokenizer().backend_tokenizer
+    backend.normalizer = normalizers.NFKC()
+    backend.add_special_tokens([AddedToken("<|end|>", normalized=True, special=True)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|bos|>", chat_template="{{ messages[0].content }}"
+    )
+    own = encoder(tokenizer)
+    with pytest.raises(DataError, match=r"question 2 of 2 spells '<\|end\|>', and the tokenizer"):
+        own.prompts(["What ends it?", "\uff1c|end|\uff1e"])
+    with pytest.raises(DataError, match="an answer spells"):
+        own.answer("\uff1c|end|\uff1e")
+    assert 320 not in own.answer("<|end|>")

@@ -104,11 +104,13 @@ def whole(job: FinetuneJob, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def test_training_lowers_the_loss_and_the_model_answers(job: FinetuneJob, tmp_path: Path) -> None:
+    spelled = Record("What ends <|im_start|>?", "The token <|im_end|> ends it.", edge="B_C")
     job = changed(job, trained="full", epochs=40, with_refusals=False)
-    done = finetune(job, tmp_path)
+    done = finetune(dataclasses.replace(job, records=(*RECORDS, spelled)), tmp_path)
     assert done.losses[-1] < 0.1 * done.losses[0]
     assert done.rouge1 > 0.9
-    assert done.by_edge["questions"].to_dict() == {"A_B": 3, "B_C": 2}
+    assert done.by_edge["questions"].to_dict() == {"A_B": 3, "B_C": 3}
+    assert done.answers["answer"].iloc[-1] == spelled.answer
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     row = done.answers.iloc[0]
     assert generated(tmp_path, model, [row.question], budget=32) == [row.answer]
