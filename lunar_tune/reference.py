@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 BATCH_SIZE = 16  # prompts of a forward pass or of `generate`; the published evaluation's size
 
@@ -181,15 +181,20 @@ def greedy_answers(
     """Return each prompt's answer: most likely tokens, up to the first one of `eos_ids`.
 
     With empty `eos_ids` each has `max_new_tokens`. The published code decodes its prompts and
-    encodes them again, with a second BOS in some families, and keeps a model's repetition penalty.
+    encodes them again, with a second BOS in some families, and keeps what a model's own generation
+    configuration says, such as a repetition penalty; here that is put aside.
     """
     answers: list[list[int]] = []
     generate: Any = model.generate
     ends: dict[str, Any] = {"eos_token_id": list(eos_ids) or None, "pad_token_id": [*eos_ids, 0][0]}
-    greedy = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": max_new_tokens}
-    for batch in _batches(prompts, model.device):
-        new = generate(**batch, **greedy, **ends)[:, batch["input_ids"].shape[1] :]
-        answers += [list(takewhile(lambda i: i not in eos_ids, row)) for row in new.tolist()]
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **ends)
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        for batch in _batches(prompts, model.device):
+            new = generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
+            answers += [list(takewhile(lambda i: i not in eos_ids, row)) for row in new.tolist()]
+    finally:
+        model.generation_config = own
     return answers
 
 

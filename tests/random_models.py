@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3")
+BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "drawn": True}
+"""What granite-code's models have, which are Llamas by their type."""
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|im_end|>", "<|unknown|>"
 SPECIAL = [PAD, BOS, EOS, "<|im_start|>", UNKNOWN]
 CHATML = (
@@ -47,10 +49,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def build_model(
+    family: str, *, seed: int = 0, drawn: bool = False, **changes: Any
+) -> PreTrainedModel:
     """Return a random model of three blocks, d_model 32, d_ff 48, in evaluation mode.
 
-    Weights are drawn larger than usual, so that blocks matter and answers differ.
+    Weights are drawn larger than usual, so that blocks matter and answers differ. Biases and norms
+    begin at 0 and 1; with `drawn` they are drawn too.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -74,6 +79,9 @@ def build_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedMode
     config = AutoConfig.for_model(family, **(settings | changes))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.eval().requires_grad_(requires_grad=False)
+    for name, parameter in model.named_parameters():
+        if drawn and (name.endswith("bias") or "norm" in name):
+            parameter.add_(torch.randn(parameter.shape) / 4)
     return model
 
 

@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
 from lunar_tune.engine.activations import PromptActivations, sweep_batch
@@ -191,8 +190,9 @@ class AnsweringRun:
         if (layer := self._rules.edited_layer) is None:
             return None
         reads = self._answerer.activations.reads(layer)
-        weight = self._loaded.layout.down_projection_of(self._loaded.model, layer).weight
-        return reads.residual + linear(reads.inputs, weight)  # rounded twice, as in the block
+        projection = self._loaded.layout.down_projection_of(self._loaded.model, layer)
+        added: Tensor = projection(reads.inputs)
+        return reads.residual + added  # rounded twice, as in the block
 
     def _first_round(self, rows: tuple[int, ...], budget: int) -> _Opening:
         opening = self._answerer.opening(rows, self._opened, budget)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lunar_tune.config.options import LEAST_BUDGET
+from lunar_tune.models.layout import check_answers_fit
 
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
@@ -100,6 +101,8 @@ def generate_tokens(
 
     Prompts of similar length share a batch; the answers come in the order of `prompts`.
     """
+    longest = max(map(len, prompts), default=0)
+    check_answers_fit(loaded.model.config, longest + max_new_tokens)
     size = batch_size or ROWS_PER_BATCH[loaded.device.type]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     tokens: list[list[int]] = [[] for _ in prompts]

@@ -168,6 +168,9 @@ class SlotDecoding:
         self._tokens: Int[Tensor, "rows budget_and_one"] = torch.tensor(said, device=device)
         self._counts = torch.tensor([len(row) for row in rows.values()], device=device)
         self._positions = torch.tensor(held, device=device)
+        begun = zip(held, rows.values(), strict=True)
+        self._last = budget + max(length - len(row) for length, row in begun)
+        """A position behind every answer, where what a row says beyond its budget stands."""
         self._ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         self._width = max(held)
         """Slots in use, at most."""
@@ -199,7 +202,8 @@ class SlotDecoding:
         if self._width > self._cache.slots:
             self._cache.grow(max(self._width, 2 * self._cache.slots))
         ahead = torch.arange(seq, device=inputs.device)
-        positions = (self._positions[:, None] + ahead).clamp(max=self._cache.slots - 1)
+        last = min(self._last, self._cache.slots - 1)
+        positions = (self._positions[:, None] + ahead).clamp(max=last)
         output = self._loaded.model(
             input_ids=inputs,
             attention_mask=self._cache.at(positions, width=self._width),

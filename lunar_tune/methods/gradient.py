@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from lunar_tune.training.gradient_loop import train_epochs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,8 @@ class PreparedGradient(PreparedMethod):
 
         if fit.edit.factors is None:
             states, head = self._reference_states
-            return torch.cat([states[i] for i in kept]).to(head.device) @ head.T
+            logits: Tensor = head(torch.cat([states[i] for i in kept]).to(self._model.device))
+            return logits
         was_training = self._model.training
         with torch.no_grad(), fit.base_model():
             self._model.eval()
@@ -157,8 +159,8 @@ class PreparedGradient(PreparedMethod):
         return logits
 
     @cached_property
-    def _reference_states(self) -> tuple[list[Tensor], Tensor]:
-        """The base model's final hidden states of each answer to keep, and its head."""
+    def _reference_states(self) -> tuple[list[Tensor], nn.Module]:
+        """The base model's final hidden states of each answer to keep, and a copy of its head."""
         import torch
 
         states: list[Tensor] = []
@@ -166,7 +168,8 @@ class PreparedGradient(PreparedMethod):
             with torch.no_grad():
                 said = self.answers(some)
             states += [said.hidden[said.rows == row].cpu() for row in range(len(some))]
-        return states, self._model.get_output_embeddings().weight.detach().clone()
+        head: Any = copy.deepcopy(self._model.get_output_embeddings())
+        return states, head.requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True)

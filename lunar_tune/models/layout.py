@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,15 @@ UNSUITABLE: dict[str, str] = {
 }
 
 
+# Words of keys that change what a model computes. A family that does not declare such a key leaves
+# it out, and transformers says nothing; what has tensors of its own is found among the weights.
+_ARITHMETIC = re.compile(
+    "alibi|chunk|clip|layer_types|logit|multiplier|mup|parallel_(attn|residual)|rope|rotary|scal|sink"
+    "|softcap|window"
+)
+_NEUTRAL: tuple[Any, ...] = (None, 0, 1, "", [], {})
+
+
 def layout_of(config: PretrainedConfig) -> BlockLayout:
     """Return the layout of a configuration's family, or raise a ModelError."""
     family = config.model_type
@@ -93,7 +103,67 @@ def layout_of(config: PretrainedConfig) -> BlockLayout:
             f"the checkpoint is quantised ({method}): its down-projection has no full-precision "
             "weight to edit. Use the 16- or 32-bit checkpoint it was made from."
         )
+    if reasons := list(_not_computed(config)):
+        raise ModelError(
+            f"config.json of {config.name_or_path or 'the model'}: {'; '.join(reasons)}. So it is "
+            "not the model that was trained. Use another checkpoint, or take out what has no "
+            "meaning for it."
+        )
     return LAYOUTS[family]
+
+
+def _not_computed(config: PretrainedConfig) -> Iterator[str]:
+    """Say which keys change what the model should compute, but not what transformers computes."""
+    from transformers import AutoConfig
+
+    family, said = config.model_type, config.to_dict()
+    rope, kinds = said.get("rope_parameters") or {}, said.get("layer_types") or ()
+    # The family's own keys, and two that say nothing by themselves.
+    read = {*AutoConfig.for_model(family).to_dict(), "max_window_layers", "partial_rotary_factor"}
+    if said.get("use_sliding_window") is False:
+        read.add("sliding_window")
+    asked = {name: value for name, value in said.items() if name not in read}
+    if set(kinds) == {"full_attention"}:
+        asked.pop("layer_types", None)
+    asked["mrope_section"] = rope.get("mrope_section")
+    if family != "phi3":
+        asked["partial_rotary_factor"] = rope.get("partial_rotary_factor")
+    for name, value in asked.items():
+        if _ARITHMETIC.search(name) and (value is True or value not in _NEUTRAL):
+            yield f"{name} is {value!s:.40}, which transformers' {family} leaves out"
+    if said.get("use_bidirectional_attention"):
+        yield "use_bidirectional_attention is set: a token would see those after it"
+    if "sliding_attention" in kinds and not said.get("sliding_window"):
+        yield "layer_types has sliding_attention, and no sliding_window is in use"
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the most tokens that a row may have, None where nothing says so.
+
+    A model that scales positions by the length of the longest row in a batch (dynamic and longrope)
+    answers a row by itself only as long as no row is longer than what it was trained with.
+    """
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        trained = int(rope["original_max_position_embeddings"])
+        return trained if most is None else min(most, trained)
+    return most
+
+
+def check_answers_fit(config: PretrainedConfig, longest: int) -> None:
+    """Raise a ModelError if rows of a batch could change each other's answers.
+
+    `longest` are the tokens of the longest prompt with its answer; see `context_of`.
+    """
+    rope, most = getattr(config, "rope_parameters", None) or {}, context_of(config)
+    if rope.get("rope_type") in {"dynamic", "longrope"} and most is not None and longest > most:
+        raise ModelError(
+            f"the model scales positions by the longest row of a batch ({rope['rope_type']} rope) "
+            f"beyond {most} tokens, and a prompt with its answer may have {longest}: what it says "
+            "to one question would depend on the others. Shorten the texts, or use a model with "
+            "another rope_type."
+        )
 
 
 def why_not_resumable(config: PretrainedConfig, longest: int) -> str | None:

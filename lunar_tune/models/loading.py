@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ATTENTION = ("sdpa", "eager")  # torch's own; others are packages, or code fetched from a hub
+_COMPUTED = ("model.", "lm_head.")  # what a tensor is called that a causal model computes with
 logger = logging.getLogger(__name__)
 
 
@@ -176,6 +177,10 @@ def as_loaded(
             f"{model.config.name_or_path} names no end-of-sequence token, neither in its "
             "generation config nor in its tokenizer or chat template: an answer would never end."
         )
+    # What a forward returns beside what it is asked for.
+    model.config.update(
+        {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    )
     loaded = LoadedModel(
         spec=spec,
         model=model,
@@ -198,12 +203,19 @@ def load_weights(
     model, report = from_hub(
         factory, spec, spec.checkpoint, output_loading_info=True, use_safetensors=True, **options
     )
-    # Transformers fills them with random numbers.
+    # Transformers fills them with random numbers, and leaves out what it has no place for.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
     if missing:
         raise ModelError(
             f"model {spec.checkpoint}: the weights lack {len(missing)} tensors that config.json "
             f"asks for, among them {', '.join(missing[:3])}."
+        )
+    strange = sorted(name for name in report["unexpected_keys"] if name.startswith(_COMPUTED))
+    if strange and not unused:
+        raise ModelError(
+            f"model {spec.checkpoint}: the weights have {len(strange)} tensors that "
+            f"{model.config.model_type} models do not compute with, among them "
+            f"{', '.join(strange[:3])}: without them it is not the model that was trained."
         )
     return model
 

@@ -11,6 +11,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.errors import DataError
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
+from lunar_tune.models.layout import context_of
 from lunar_tune.models.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Encoder:
 
     def _check_lengths(self, lengths: Sequence[int], texts: Sequence[str]) -> None:
         """Refuse what is longer than the model's context; the message shows none of the text."""
-        most = getattr(self.loaded.model.config, "max_position_embeddings", None)
+        most = context_of(self.loaded.model.config)
         known = dict(zip(texts, lengths, strict=True))  # a question may be in several sets
         longest, characters = max(((known[one], len(one)) for one in known), default=(0, 0))
         if most is not None and longest > most:

@@ -17,7 +17,7 @@ from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
 from lunar_tune.metrics.goal import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
-from lunar_tune.models.layout import why_not_resumable
+from lunar_tune.models.layout import check_answers_fit, why_not_resumable
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.spec import TrialSpec
 
@@ -85,9 +85,13 @@ class Judge:
         """Why answers are decoded from the first token on; None where they go on from streams."""
         if self.spec.engine != "fast":
             return f"--engine {self.spec.engine}"
-        longest = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
-        longest += max(self.activations.prompt_lengths)
-        return why_not_resumable(self.loaded.model.config, longest)
+        return why_not_resumable(self.loaded.model.config, self._longest)
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens)
+        return budget + max(self.activations.prompt_lengths)
 
     @cached_property
     def max_new_tokens(self) -> int:
@@ -99,6 +103,7 @@ class Judge:
     @cached_property
     def answers(self) -> Answerer | PlainAnswerer:
         """Who answers; made at first use, from the base model."""
+        check_answers_fit(self.loaded.model.config, self._longest)
         if self.plain_decoding is not None:
             lengths, rows = self.activations.prompt_lengths, self.activations.tree.sequences
             prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]

@@ -19,6 +19,7 @@ import pytest
 import torch
 from command_lines import finish, small_run, start, without_ray
 from made_search import NOWHERE, made_search
+from random_models import BIASED
 from rouge_score.rouge_scorer import RougeScorer
 from trial_specs import write_records
 
@@ -103,7 +104,7 @@ def random_search(
 
     def make(parameters: dict[str, Any], **options: Any) -> Path:
         folder = tmp_path_factory.mktemp("random")
-        run = small_run(checkpoint("qwen2"), folder, **({"max_new_tokens": 6} | options))
+        run = small_run(checkpoint("llama", **BIASED), folder, **({"max_new_tokens": 6} | options))
         return made_search(folder, "found", run, parameters)
 
     return make

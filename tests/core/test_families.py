@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any
 
 import engine_cases as cases
@@ -11,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import FAMILIES
+from random_models import BIASED, FAMILIES
+from scores_by_hand import likelihood_alone
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from lunar_tune.engine import forward
 from lunar_tune.engine.activations import ActivationSource, block_reads, capture_streams
@@ -21,9 +24,12 @@ from lunar_tune.engine.decoding import generate_tokens
 from lunar_tune.engine.forward import KeyValues, PrefixTree, arrange, tree_forward
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.lunar.method import edited, steered, unlearning_vectors
-from lunar_tune.models.device import BatchSize
-from lunar_tune.models.layout import check_layers, decoder_slice, layout_of
+from lunar_tune.metrics.likelihood import LikelihoodScorer
+from lunar_tune.models.device import BatchSize, DeviceMemory
+from lunar_tune.models.layout import check_layers, decoder_slice, layout_of, why_not_resumable
 from lunar_tune.models.loading import LoadedModel
+from lunar_tune.reference import greedy_answers
+from lunar_tune.training.answer_loss import Pair
 
 Load = Callable[..., LoadedModel]
 Unchanged = Callable[[Any], None]
@@ -41,7 +47,6 @@ def window(tokens: int) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-BIASED = {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
 WHOLE: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in FAMILIES),
     ("llama", BIASED | {"num_key_value_heads": 1}),
@@ -101,7 +106,112 @@ def test_answers_are_those_of_generate_on_the_model_edited_by_hand(
             cases.answers_of(cases.answerer(ended, drafts=drafts), weights, budget=BUDGET)
             == expected
         )
-    assert len({len(row) for row in expected}) >= 4
+    assert len({len(row) for row in expected}) >= 3
+
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 100.0, **more}}
+
+
+def longrope(length: int, **more: Any) -> dict[str, Any]:
+    factors = {"short_factor": [1.0, 2.0, 1.5, 1.2], "long_factor": [4.0, 3.0, 5.0, 7.0]}
+    before = {"original_max_position_embeddings": length}
+    return rope("longrope", **(factors | before | more)) | before
+
+
+TRAINED = {"factor": 4.0, "original_max_position_embeddings": 8}
+ROPES = {
+    "default": rope("default"),
+    "linear": rope("linear", factor=4.0),
+    "dynamic": rope("dynamic", factor=4.0),
+    "yarn": rope("yarn", **TRAINED),
+    "llama3": rope("llama3", **TRAINED, low_freq_factor=1.0, high_freq_factor=4.0),
+    "longrope": longrope(512),
+}
+PARTIAL = {"short_factor": [1.0, 2.0], "long_factor": [4.0, 3.0], "partial_rotary_factor": 0.5}
+TYPES = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+FEW, ALL = ("llama", "gemma", "qwen3"), FAMILIES
+# Every flag that a family's configuration declares and that changes arithmetic, in turn.
+FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "attention_bias": (FEW, {"attention_bias": True}),
+    "mlp_bias": (FEW[:1], {"mlp_bias": True}),
+    "granite-code": (FEW[:1], BIASED),
+    "tie_word_embeddings": (ALL, {"tie_word_embeddings": True}),
+    "head_dim": (ALL, {"head_dim": 16}),
+    "num_key_value_heads": (ALL, {"num_key_value_heads": 4}),
+    "hidden_act": (ALL, {"hidden_act": "relu"}),
+    "rms_norm_eps": (ALL, {"rms_norm_eps": 0.5}),
+    **{kind: (("llama", "phi3")[: 1 + ("long" in kind)], ROPES[kind]) for kind in ROPES},
+    "partial": (("phi3",), longrope(512, **PARTIAL)),
+    "sliding_window": (("mistral", "phi3"), {"sliding_window": 4}),
+    "layer_types": (("qwen2", "qwen3"), {"sliding_window": 4, "use_sliding_window": True, **TYPES}),
+    "nothing": (
+        ("llama", "phi3"),  # what is read, and changes no answer
+        {"attention_dropout": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "pretraining_tp": 2}
+        | {"use_cache": False, "return_dict": False},
+    ),
+}
+SHAPES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"} | {
+    *("num_attention_heads", "max_position_embeddings", "use_sliding_window", "max_window_layers"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"),
+    *("original_max_position_embeddings", "rope_parameters"),  # of all kinds above
+    "use_bidirectional_attention",  # refused
+}
+
+
+def test_every_key_of_a_family_is_known() -> None:
+    """A newer transformers may read more: then it must be computed, or refused."""
+    tried = {name for _, changes in FLAGS.values() for name in changes}
+    base = set(PreTrainedConfig().to_dict())
+    for family in FAMILIES:
+        assert set(AutoConfig.for_model(family).to_dict()) - base <= tried | SHAPES
+
+
+@pytest.mark.parametrize(
+    ("family", "flag"),
+    [(family, flag) for flag, (families, _) in FLAGS.items() for family in families],
+)
+def test_a_flag_is_computed_as_transformers_computes_it(
+    loaded: Load, unchanged: Unchanged, family: str, flag: str
+) -> None:
+    """Each row alone by `generate`; two blocks are edited, or the base model judges answers."""
+    model = cases.with_eos(loaded(family, **({"drawn": True} | FLAGS[flag][1])), cases.NEVER)
+    unchanged(model.model)
+    weights = cases.new_weights(model, 0, 2)
+    by_hand = cases.edited_by_hand(model, weights)
+    by_hand.config.return_dict = by_hand.config.use_cache = True
+    expected = cases.generated(by_hand, cases.PROMPTS, budget=BUDGET, alone=True)
+    with edited(model, weights):
+        assert generate_tokens(model, cases.PROMPTS, max_new_tokens=BUDGET) == expected
+        page = partial(greedy_answers, model.model, eos_ids=[], max_new_tokens=BUDGET)
+        assert page(cases.PROMPTS) == expected
+    if why_not_resumable(model.model.config, 9 + BUDGET) is None:
+        assert cases.answers_of(cases.answerer(model), weights, budget=BUDGET) == expected
+    else:
+        assert "sliding_window" in FLAGS[flag][1]
+    pairs = [Pair(prompt, (*range(30, 33 + i), 2)) for i, prompt in enumerate(cases.PROMPTS)]
+    found = LikelihoodScorer(model, DeviceMemory(CPU)).score(pairs)
+    for one, other in zip(found, (likelihood_alone(model.model, p) for p in pairs), strict=True):
+        assert one.ranks == other.ranks
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def test_a_penalty_of_the_model_is_no_part_of_greedy_answers(loaded: Load) -> None:
+    model = cases.with_eos(loaded("llama"), cases.NEVER)
+    page = partial(greedy_answers, model.model, eos_ids=[], max_new_tokens=BUDGET)
+    expected, own = page(cases.PROMPTS), model.model.generation_config
+    said = {token for row in expected for token in row}
+    penalties = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "suppress_tokens": [*said]}
+    changed = copy.deepcopy(own)
+    changed.update(**penalties, forced_eos_token_id=2, num_beams=2)
+    model.model.generation_config = changed
+    try:
+        assert cases.generated(model.model, cases.PROMPTS, budget=BUDGET) != expected
+        assert page(cases.PROMPTS) == expected
+        assert generate_tokens(model, cases.PROMPTS, max_new_tokens=BUDGET) == expected
+        assert model.model.generation_config is changed
+    finally:
+        model.model.generation_config = own
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,6 +283,62 @@ def test_what_lunar_cannot_edit_is_refused_by_name_with_the_reason() -> None:
     config = AutoConfig.for_model("llama", quantization_config={"quant_method": "gptq"})
     with pytest.raises(ModelError, match=r"quantised \(gptq\)"):
         layout_of(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *(("llama", {name: value}) for name, value in {
+            "embedding_multiplier": 12.0, "attention_multiplier": 0.01, "logits_scaling": 8.0,
+            "residual_multiplier": 0.22, "logit_scale": 0.06, "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 224, "scale_emb": 12,
+            "clip_qkv": 8.0, "alibi": True, "use_parallel_residual": True, "attention_sinks": 4,
+            "attention_chunk_size": 64, "no_rope_layers": [0, 1], "use_mrope": True,
+            "sliding_window": 4, "partial_rotary_factor": 0.5,
+        }.items()),
+        ("mistral", rope("linear", factor=2.0, partial_rotary_factor=0.5)),
+        ("qwen2", rope("default", mrope_section=[1, 1, 2])),
+        ("qwen2", TYPES),
+        ("mistral", TYPES),
+        ("gemma", {"use_bidirectional_attention": True}),
+    ],
+)  # fmt: skip
+def test_a_flag_that_is_not_computed_is_refused_by_name(
+    family: str, changes: dict[str, Any]
+) -> None:
+    (name,) = changes
+    inside = [*changes.get("rope_parameters", {name: 0})][-1]
+    with pytest.raises(ModelError, match=rf"config\.json.*{inside}.*not the model that was"):
+        layout_of(AutoConfig.for_model(family, num_hidden_layers=3, **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"sliding_window": 64, "use_sliding_window": False, "max_window_layers": 28}),
+        ("llama", {"layer_types": ["full_attention"] * 32, "rope_interleaved": False}),
+        ("llama", {"logits_scaling": 1.0, "final_logit_softcapping": None, "alibi": False}),
+        ("phi3", {"partial_rotary_factor": 1.0, "lm_head_bias": False, "interpolate_factor": 1}),
+    ],
+)
+def test_keys_that_change_nothing_are_no_reason(family: str, changes: dict[str, Any]) -> None:
+    layout_of(AutoConfig.for_model(family, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_position_embeddings": 20, **ROPES["dynamic"]}, longrope(20)]
+)
+def test_rows_that_would_change_each_others_positions_are_refused(
+    loaded: Load, changes: dict[str, Any]
+) -> None:
+    """Up to the length that the model was trained with each row is what it is alone."""
+    model = cases.with_eos(loaded("llama", **changes), cases.NEVER)
+    prompts, most = cases.PROMPTS, 20 - max(map(len, cases.PROMPTS))
+    expected = cases.generated(model.model, prompts, budget=most, alone=True)
+    assert generate_tokens(model, prompts, max_new_tokens=most) == expected
+    assert cases.answers_of(cases.answerer(model), {}, budget=most) == expected
+    with pytest.raises(ModelError, match=r"beyond 20 tokens, and a prompt .* may have 21"):
+        generate_tokens(model, prompts, max_new_tokens=most + 1)
 
 
 def test_what_does_not_fit_a_block_changes_nothing(loaded: Load, unchanged: Unchanged) -> None:

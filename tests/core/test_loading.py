@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from random_models import build_model, build_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from lunar_tune.config.options import TINY
@@ -142,6 +143,11 @@ def test_a_token_that_the_model_does_not_embed_is_refused_where_it_is_needed(fol
         load_model(spec(folder))
 
 
+def add_tensors(folder: Path, *names: str) -> None:
+    tensors = load_file(folder / "model.safetensors") | {name: torch.ones(1) for name in names}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def pickle_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(build_model("llama").state_dict(), folder / "pytorch_model.bin")
@@ -155,6 +161,13 @@ def pickle_weights(folder: Path) -> None:
         (lambda f: os.truncate(f / "model.safetensors", 1000), "cannot be loaded"),
         # Transformers fills what is missing with random numbers and a warning.
         (lambda f: rewrite(f / "config.json", num_hidden_layers=4), r"lack.*layers.3"),
+        # What it has no place for it leaves out, with a table at most.
+        (
+            lambda f: add_tensors(f, "model.layers.0.self_attn.sinks", "lm_head.bias"),
+            r"2 tensors that llama models do not compute with, among them lm_head.bias, .*sinks",
+        ),
+        (lambda f: rewrite(f / "config.json", num_hidden_layers=2), r"9 tensors .*layers\.2\."),
+        (lambda f: rewrite(f / "config.json", logits_scaling=8.0), "logits_scaling is 8.0, which"),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(
@@ -163,6 +176,14 @@ def test_a_folder_that_cannot_be_read_is_refused(
     spoil(folder)
     with pytest.raises(ModelError, match=message):
         load_model(spec(folder))
+
+
+def test_what_no_answer_depends_on_may_lie_beside_the_weights(folder: Path) -> None:
+    """A value head, and frequencies that older versions kept."""
+    add_tensors(folder, "v_head.summary.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    rewrite(folder / "config.json", output_hidden_states=True, return_dict=False)
+    config = load_model(spec(folder)).model.config
+    assert (config.output_hidden_states, config.return_dict) == (False, True)
 
 
 def test_what_is_quantised_remote_code_or_out_of_reach_is_refused_before_it_is_read(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import FAMILIES, build_model
+from random_models import BIASED, FAMILIES, build_model
 from rouge_score.rouge_scorer import RougeScorer
 from trial_specs import random_spec
 
@@ -132,11 +132,17 @@ def by_the_page(
 
 
 @pytest.mark.parametrize(
-    ("family", "layers", "solver"),
-    list(zip(FAMILIES, ([0], [1], [2], [1], [0, 2], [2]), 3 * tuple(SOLVERS), strict=True)),
+    ("family", "layers", "solver", "of_model"),
+    [
+        *zip(FAMILIES, ([0], [1], [2], [1], [0, 2], [2]), 3 * (*SOLVERS,), 6 * ({},), strict=True),
+        ("llama", [0, 2], "adamw", BIASED),
+        ("llama", [1], "closed_form", BIASED),
+    ],
 )
-def test_trials_score_as_the_page(make: Make, family: str, layers: list[int], solver: str) -> None:
-    worker, other = (make(family, run={"solver": solver}) for _ in range(2))
+def test_trials_score_as_the_page(
+    make: Make, family: str, layers: list[int], solver: str, of_model: dict[str, bool]
+) -> None:
+    worker, other = (make(family, run={"solver": solver}, **of_model) for _ in range(2))
     assert worker.judge.plain_decoding is None
     scores, tokens = by_the_page(worker, layers, solver)
     assert not worker.drafts
