@@ -34,9 +34,9 @@ _received: list[int] = []  # signals, in their order
 def is_interrupted() -> bool:
     """Say whether a signal has ended what is, or last was, inside of `interrupted_once`.
 
-    Libraries make another error of an interruption, or forget it.
+    Libraries make another error of an interruption, or forget it. No other thread is interrupted.
     """
-    return bool(_received)
+    return bool(_received) and threading.current_thread() is threading.main_thread()
 
 
 @contextmanager

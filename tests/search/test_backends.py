@@ -89,6 +89,26 @@ def test_a_crash_in_this_process_is_an_attempt_with_a_new_runner(
     assert runner.close.call_count == 2
 
 
+@pytest.mark.parametrize("made", [RuntimeError("in a hook"), failed("RuntimeError: in a hook")])
+def test_an_interruption_that_a_library_makes_a_failure_of_ends_the_search(
+    tmp_path: Path, runner: MagicMock, made: Exception | Outcome
+) -> None:
+    heard, tasks = Heard(tmp_path, num_trials=1), iter([base_model(), made])
+
+    def run(_task: Task) -> Outcome:
+        if (outcome := next(tasks)) is made:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    runner.run.side_effect = run
+    with pytest.raises(KeyboardInterrupt), interrupted_once():
+        run_in_process(heard.loop, object())
+    assert heard.study.running() == [0], "it is the search's to say that it runs again"
+
+
 @contextmanager
 def sleeping() -> Iterator[psutil.Process]:
     with subprocess.Popen(["sleep", "100"]) as process:

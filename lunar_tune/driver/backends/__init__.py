@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lunar_tune.driver.loop import SearchLoop
+from lunar_tune.signals import is_interrupted
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task, TaskRunner, format_error
 
@@ -42,13 +43,18 @@ def run_in_process(loop: SearchLoop, spec: TrialSpec) -> None:
             task = loop.next(task_id)
             if not isinstance(task, Task):
                 return
+            crash = None
             try:
                 outcome = runner.run(task)
             except Exception as error:  # what would have ended a worker; the next is a new one
                 logger.debug("a task crashed", exc_info=True)
+                crash = format_error(error)
                 runner.close()
                 runner = TaskRunner(spec)
-                loop.lose(task_id, format_error(error))
+            if is_interrupted():  # of which a library may have made a failure
+                raise KeyboardInterrupt
+            if crash is not None:
+                loop.lose(task_id, crash)
             else:
                 loop.take(task_id, outcome)
     finally:

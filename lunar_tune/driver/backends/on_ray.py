@@ -292,6 +292,8 @@ def watched(folder: Folder, processes: Sequence[psutil.Process] | None = None) -
     watcher.start()
     try:
         yield
+        if is_interrupted():
+            raise KeyboardInterrupt
     except BaseException as error:
         look()
         if is_interrupted():
