@@ -32,7 +32,7 @@ _received: list[int] = []  # signals, in their order
 
 
 def is_interrupted() -> bool:
-    """Say whether a signal has ended what is, or last was, inside of `interrupted_once`.
+    """Say whether a signal has ended what is inside of `interrupted_once`.
 
     Libraries make another error of an interruption, or forget it. No other thread is interrupted.
     """
@@ -79,7 +79,6 @@ def interrupted_once() -> Iterator[None]:
     hook = sys.unraisablehook
     if before:
         sys.unraisablehook = again
-        _received.clear()
     for number in before:
         signal.signal(number, handlers[number])
     try:
@@ -88,6 +87,8 @@ def interrupted_once() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
+        if before:
+            _received.clear()
 
 
 @contextmanager

@@ -79,32 +79,37 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     shown = logging.StreamHandler()
     shown.setFormatter(SecretsFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
-    try:
-        with interrupted_once():
+    with interrupted_once():
+        try:
             yield
-    except (Exception, KeyboardInterrupt) as error:
-        from lunar_tune.display import say, screen, visible
+        except (Exception, KeyboardInterrupt) as error:
+            _report(error, debug=debug)
 
-        console = screen(stderr=True)
-        if debug:
-            told = without_secrets("".join(traceback.format_exception(error)))
-            sys.stderr.write(visible(told))
-        if isinstance(error, KeyboardInterrupt) or (
-            # A library may make another error of it, above all while it is imported.
-            is_interrupted() and not isinstance(error, LunarTuneError)
-        ):
-            console.print("interrupted")
-            sys.exit(EXIT_INTERRUPTED)
-        if isinstance(error, LunarTuneError):
-            console.print("[bold red]error:[/bold red]", end=" ")
-            say(console, without_secrets(str(error)))
-            sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
-        console.print("[bold red]unexpected error:[/bold red]", end=" ")
-        first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
-        where = "" if debug else "run the command again with --debug to see where; "
-        advice = f"({where}if this is a bug of lunar-tune, please report it)"
-        say(console, f"{type(error).__name__}: {first} {advice}")
-        sys.exit(EXIT_FAILED)
+
+def _report(error: BaseException, *, debug: bool) -> NoReturn:
+    """Say what has ended the program, and exit with the code that stands for it."""
+    from lunar_tune.display import say, screen, visible
+
+    console = screen(stderr=True)
+    if debug:
+        told = without_secrets("".join(traceback.format_exception(error)))
+        sys.stderr.write(visible(told))
+    if isinstance(error, KeyboardInterrupt) or (
+        # A library may make another error of it, above all while it is imported.
+        is_interrupted() and not isinstance(error, LunarTuneError)
+    ):
+        console.print("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(error, LunarTuneError):
+        console.print("[bold red]error:[/bold red]", end=" ")
+        say(console, without_secrets(str(error)))
+        sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED)
+    console.print("[bold red]unexpected error:[/bold red]", end=" ")
+    first = without_secrets(next(iter(str(error).splitlines()), ""))[:_LONGEST]
+    where = "" if debug else "run the command again with --debug to see where; "
+    advice = f"({where}if this is a bug of lunar-tune, please report it)"
+    say(console, f"{type(error).__name__}: {first} {advice}")
+    sys.exit(EXIT_FAILED)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

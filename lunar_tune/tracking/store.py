@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 _SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
-_ARTIFACTS = "mlartifacts"  # the folder of a sqlite store's artifacts, beside it
+ARTIFACTS = "mlartifacts"  # the folder of a sqlite store's artifacts, beside it
 _ADDRESSES = (  # where a store of MLflow 3 keeps addresses of artifacts, by table and column
     *(("experiments", "artifact_location"), ("runs", "artifact_uri")),
     *(("model_versions", "source"), ("model_versions", "storage_location")),
@@ -230,7 +230,7 @@ def bring_artifacts(uri: str, folder: Path | None = None) -> None:
     file = sqlite_file(uri)
     if file is None or not file.is_file():
         return
-    here = ((folder or file.parent) / _ARTIFACTS).resolve()
+    here = ((folder or file.parent) / ARTIFACTS).resolve()
     if not here.is_dir():
         return
     with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database, database:
@@ -240,7 +240,7 @@ def bring_artifacts(uri: str, folder: Path | None = None) -> None:
             (_EXPERIMENT_TAGS["mlflow.note.content"],),
         )
         for (old,) in named.fetchall():
-            if old == here.as_uri() or not old.endswith(f"/{_ARTIFACTS}"):
+            if old == here.as_uri() or not old.endswith(f"/{ARTIFACTS}"):
                 continue
             for table, column in _ADDRESSES:
                 database.execute(
@@ -258,7 +258,7 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment:
         return found
     # MLflow would put the artifacts of a sqlite store into the current folder.
     file = sqlite_file(client.tracking_uri)
-    place = (file.parent / _ARTIFACTS).resolve().as_uri() if file is not None else None
+    place = (file.parent / ARTIFACTS).resolve().as_uri() if file is not None else None
     try:
         client.create_experiment(name, artifact_location=place, tags=dict(_EXPERIMENT_TAGS))
     except MlflowException:
