@@ -18,7 +18,7 @@ from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.fingerprint import Identity
-from lunar_tune.study.folder import Folder, write_result
+from lunar_tune.study.folder import Folder, answers_note, write_result
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import (
@@ -42,7 +42,7 @@ NextTask = Task | Literal["done"] | None  # None: ask again when something that 
 class Listener(Protocol):
     """Hears of what happens, when files and study have it."""
 
-    def begin(self, outcome: Outcome) -> Study:
+    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
         """Judge the base model and open the study; raise to go no further."""
 
     def ended(self, row: TrialRow) -> None:
@@ -198,8 +198,8 @@ class SearchLoop:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
-            self._write(self.folder.answers(None), outcome.result)
-            self.study = self.listener.begin(outcome)
+            digest = self._write(self.folder.answers(None), outcome.result)
+            self.study = self.listener.begin(outcome, answers_digest=digest)
             self.known_model = self.known_model or outcome.model
             self._started = len(self.study.ended)
             if self.config.time_budget is not None:
@@ -214,8 +214,9 @@ class SearchLoop:
             return
         row = self._candidates.pop(0)
         for number, result in ((task.number, outcome.result), (None, outcome.baseline)):
-            if result is not None:
-                self._write(self.folder.answers(number, full=True), result)
+            if result is not None and self.study is not None:
+                path = self.folder.answers(number, full=True)
+                self.study.note(answers_note(path), self._write(path, result))
         if outcome.result is not None:
             # What nothing was tuned on must not choose between settings either.
             kept = self._goal.is_kept(outcome.result.evaluation.scores)

@@ -35,7 +35,7 @@ from lunar_tune.report.summary import (
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, answers_note
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
@@ -117,7 +117,7 @@ class SearchSession:
             return EXIT_INFEASIBLE, f"A full evaluation failed ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
-    def begin(self, outcome: Outcome) -> Study:
+    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
         """Judge the base model; open the study and describe the search."""
         if outcome.result is None:
             raise AssertionError("a base model without a result begins no search")
@@ -155,6 +155,7 @@ class SearchSession:
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),
+            answers_note(self.folder.answers(None)): answers_digest,
             "model": before.get("model") or outcome.model,
             "tags": plan.spec.tags,
             "signature": self._signature,

@@ -145,6 +145,8 @@ def cautions(search: StoredSearch) -> list[str]:
             f"the base model never knew the forget set (ROUGE-1 {forget:.3f}): a low forget score "
             f"says nothing about unlearning here. {advice}"
         )
+    for path in search.changed_answers:
+        found.append(f"{path} is not the file of the answers that were scored, and is not shown.")
     for first in (row for row in search.ranked[:1] if row.feasible):
         best = Findings.of(search, first)
         for find in (_fallen, _at_an_edge, _still_likely, _rambling):

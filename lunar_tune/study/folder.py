@@ -62,10 +62,28 @@ def write_answers(
     return hashlib.sha256(content).hexdigest()
 
 
-def read_answers(path: Path) -> list[AnswerRow]:
+def answers_note(path: Path) -> str:
+    """Return the key under which a study keeps the digest of answers that are no trial's row."""
+    return f"answers_digest.{path.name}"
+
+
+def is_written(path: Path, digest: str | None) -> bool:
+    """Say whether a file is the one that was written with a digest, as far as that is known."""
+    if digest is None:
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+
+
+def read_answers(path: Path, digest: str | None = None) -> list[AnswerRow]:
     """Read a file of answers, texts that were left out as empty, or raise an InputError."""
     without = dict.fromkeys(_TEXTS, "")
     try:
+        if not is_written(path, digest):
+            raise InputError(
+                f"{path}: was changed or exchanged: it is not the file of the answers that were "
+                "scored. Restore it from a copy; the scores themselves are in the study."
+            )
         # A few kilobytes can stand for gigabytes.
         bounded(lambda: len(_rows_of(path)), seconds=_SECONDS, memory=_MEMORY)
         return [AnswerRow(**(without | row)) for row in _rows_of(path)]
@@ -74,9 +92,9 @@ def read_answers(path: Path) -> list[AnswerRow]:
         raise InputError(f"{path}: is damaged, or holds no answers ({reason}).") from error
 
 
-def _rows_of(path: Path) -> list[dict[str, Any]]:
+def _rows_of(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
-        rows: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+        rows: list[dict[str, Any]] = file.read(columns, use_threads=False).to_pylist()
     return rows
 
 
@@ -138,6 +156,17 @@ class Folder:
         """
         name = "baseline" if number is None else f"{number:05d}"
         return self.path / "trials" / f"{name}{'-full' if full else ''}.parquet"
+
+    def told(self) -> dict[int, str]:
+        """Return what the table says: the digest of each trial's answers by its number."""
+        if not is_file(self.trials):
+            return {}
+        names = ["number", "answers_digest"]
+        try:
+            rows = bounded(lambda: _rows_of(self.trials, names), seconds=_SECONDS, memory=_MEMORY)
+        except RuntimeError:  # damaged: it is made again
+            return {}
+        return {row["number"]: row["answers_digest"] for row in rows if row["answers_digest"]}
 
     def stack(self, number: int) -> Path:
         """What a worker was doing when a trial took too long; below 0, the base model."""

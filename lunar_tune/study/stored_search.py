@@ -24,7 +24,14 @@ from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
-from lunar_tune.study.folder import RUNS, Folder, find_search, read_answers
+from lunar_tune.study.folder import (
+    RUNS,
+    Folder,
+    answers_note,
+    find_search,
+    is_written,
+    read_answers,
+)
 from lunar_tune.study.rows import (
     COMPLETE,
     TrialRow,
@@ -275,7 +282,31 @@ class StoredSearch:
             path = self.folder.answers(None)
         if not path.is_file():
             raise InputError(f"{self.folder.name}: there are no answers in {path}.")
-        return read_answers(path)
+        return read_answers(path, self._digest(number, path))
+
+    def has_its_answers(self, number: int) -> bool:
+        """Say whether a trial's answers are there, as they were scored."""
+        path = self.folder.answers(number)
+        return path.is_file() and is_written(path, self._digest(number, path))
+
+    @cached_property
+    def changed_answers(self) -> list[Path]:
+        """The files of answers that are not those that were scored."""
+        numbers = [None, *(row.number for row in self.rows)]
+        paths = [
+            (number, self.folder.answers(number, full=full))
+            for number in numbers
+            for full in (False, True)
+        ]
+        there = [(number, path) for number, path in paths if path.is_file()]
+        return [path for number, path in there if not is_written(path, self._digest(number, path))]
+
+    def _digest(self, number: int | None, path: Path) -> str | None:
+        """Return the digest that the study keeps of a file of answers; older ones have but some."""
+        if number is not None and path == self.folder.answers(number):
+            return self.rows[number].answers_digest if number < len(self.rows) else None
+        digest: str | None = self.study.notes.get(answers_note(path))
+        return digest
 
     def answers(self, number: int | None = None, *, full: bool = False) -> pd.DataFrame:
         """Return a trial's answers, or the best one's (None), each beside the base model's.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.journal import mistakes_in, open_journal, repeats_itself, studies_in
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ POINTS_QUEUED = "starting_points_queued"
 FORMAT_NOTE, FORMAT = "format", 4  # of what is kept of a search; raised when that changes
 AGAIN_OF = "again_of"
 _KEPT = ("retain_rows", "retain_exact", "max_new_tokens", "answers_digest")  # as in a row
+
+_LISTED = 3  # mistakes of a journal in a message
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -65,7 +65,7 @@ class Study:
         self._distributions = dict(distributions)
         self._open: dict[int, optuna.Trial] = {}
         StoredStudy.read(path)  # refuses what cannot be gone on with
-        storage = JournalStorage(_Journal(path))
+        storage = open_journal(path)
         names = optuna.get_all_study_names(storage) or [name]
         self._study = optuna.create_study(storage=storage, study_name=names[0], load_if_exists=True)
         self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
@@ -201,28 +201,31 @@ class StoredStudy(Concise):
         """
         if not path.is_file():
             return cls()
+        damage = "is damaged, or not the journal of a search"
         try:
-            studies = _studies(path)
+            table = Folder(path.parent).told()  # first: a search may go on meanwhile
+            studies, mistakes = studies_in(path), list[str]()
             if not studies:
                 return cls()
+            if len(studies) > 1:
+                mistakes.append("it has more than one study, and a search is one")
+            if repeats_itself(path):
+                mistakes.append("it says the same twice")
             kept = studies[0].user_attrs.get(FORMAT_NOTE, 1)
-            is_whole = kept == FORMAT or not studies[0].user_attrs  # it was killed as it was made
-            if is_whole and len(studies) == 1:
-                return cls.of(studies[0])
+            if kept == FORMAT or not studies[0].user_attrs:  # it was killed as it was made
+                stored = cls.of(studies[0])
+                mistakes += stored._mistakes(studies[0], table)
+                if not mistakes:
+                    return stored
         except OSError:
             raise
         except Exception as error:  # Optuna trusts the lines and stumbles over them in any way
-            reason = next(iter(str(error).splitlines()), "")[:200]
+            mistakes = [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"]
+            kept = FORMAT
+        if mistakes and kept == FORMAT:
             raise InputError(
-                f"{path}: is damaged, or not the journal of a search ({type(error).__name__}: "
-                f"{reason}). Restore the file from a copy, or name another search."
-            ) from error
-        if is_whole:
-            names = ", ".join(study.study_name for study in studies)
-            raise InputError(
-                f"{path}: has {len(studies)} studies ({names}), and a search is one: their trials "
-                "have the same numbers, so nobody can tell whose answers are in the folder. "
-                "Restore the folder from a copy, or start a new search."
+                f"{path}: {damage} ({'; '.join(mistakes[:_LISTED])}). Restore the file from a copy "
+                "of the folder, or name another search."
             )
         raise InputError(
             f"{path.parent}: was begun by another version of lunar-tune, which keeps searches in "
@@ -239,6 +242,12 @@ class StoredStudy(Concise):
         drawn = [one.distributions for one in study.get_trials(deepcopy=False)]
         last = next((one for one in reversed(drawn) if one), {})  # one that waits has none
         return cls(rows=rows, notes=notes, distributions=last)
+
+    def _mistakes(self, study: optuna.Study, table: Mapping[int, str]) -> list[str]:
+        if "goal" not in self.notes:
+            return []
+        drawn = {one.number: one.distributions for one in study.get_trials(deepcopy=False)}
+        return list(mistakes_in(self.rows, Goal.read(*self.notes["goal"]), drawn, table))
 
     def has_ended(self, num_trials: int) -> bool:
         """Say whether the search has ended by itself when it was to have so many trials."""
@@ -301,40 +310,4 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
 
 def keep_note(path: Path, key: str, value: Any) -> None:
     """Keep a fact of a search that is on disk, as `Study.note` does."""
-    _studies(path)[0].set_user_attr(key, value)
-
-
-def _studies(path: Path) -> list[optuna.Study]:
-    """Return the studies of a journal."""
-    storage = JournalStorage(_Journal(path))
-    names = optuna.get_all_study_names(storage)
-    return [optuna.load_study(study_name=name, storage=storage) for name in names]
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's journal with a lock that the system takes back from a process that dies.
-
-    Optuna's own locks are files that a killed process leaves; they are waited for 30 seconds.
-    A journal is JSON, a line a change, and nothing of it is unpickled (snapshots are, which files
-    have none of; CMA-ES keeps its own state so, and is not offered here). Reading takes no lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        # Optuna asks a lock to acquire and release; the base class of its own is not public.
-        lock: Any = FileLock(path.with_name(f".{path.name}.lock"))
-        super().__init__(str(path), lock)
-        self._path, self._alone = path, lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write lines; a last one that a kill or a full disk has torn is cut off first.
-
-        Optuna 5.0 cannot read past such a line, and every later read would raise. It is looked for
-        before every writing: a disk that was full for one line may have room for the next.
-        """
-        with self._alone:
-            with self._path.open("r+b") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                if file.read() not in {b"", b"\n"}:
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            super().append_logs(logs)
+    studies_in(path)[0].set_user_attr(key, value)

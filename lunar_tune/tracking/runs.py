@@ -264,7 +264,7 @@ def trial_content(search: StoredSearch, row: TrialRow, parent: str) -> RunConten
         tags=tags,
         metrics=_trial_metrics(search, row, (search.confirmed or {}) if is_best else {}),
         data=notes["description"]["data"],
-        tables={"answers.json": answers} if answers.is_file() else {},
+        tables={"answers.json": answers} if search.has_its_answers(row.number) else {},
     )
 
 

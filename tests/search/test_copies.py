@@ -23,9 +23,11 @@ from tracked_searches import SCORES, make_search
 import lunar_tune as lt
 from lunar_tune.config.options import EXPERIMENT
 from lunar_tune.errors import InputError
-from lunar_tune.report.results import SearchResults
+from lunar_tune.report.findings import Findings
+from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.study.folder import Folder
 from lunar_tune.tracking.places import FOLDER, Place, other_owner
+from lunar_tune.tracking.runs import trial_content
 from lunar_tune.tracking.store import default_tracking_uri, opened_store
 from lunar_tune.tracking.sync import Tracker
 
@@ -186,7 +188,7 @@ def test_a_journal_with_two_studies_is_refused(tmp_path: Path) -> None:
     folder = make_search(tmp_path, "one", mirrored=False)
     storage = JournalStorage(JournalFileBackend(str(folder.journal)))
     optuna.create_study(storage=storage, study_name="two")
-    with pytest.raises(InputError, match=r"has 2 studies \(one, two\), and a search is one"):
+    with pytest.raises(InputError, match="more than one study, and a search is one"):
         SearchResults.read(folder.path)
 
 
@@ -213,3 +215,22 @@ def test_weights_that_changed_are_refused_by_all_that_would_run_a_trial(
         assert str(caught.value).startswith(f"model {model}: its weights changed since the search")
     assert lt.load(folder).rows == before
     assert lt.load(folder).confirmed == search.confirmed
+
+
+@pytest.mark.parametrize("place", ["00000", "00000-full", "baseline", "baseline-full"])
+def test_a_file_of_answers_that_is_anothers_is_named_and_not_shown(
+    place: str, held_out: SharedSearch, tmp_path: Path
+) -> None:
+    folder = held_out.copied(tmp_path)
+    path, other = (folder / "trials" / f"{name}.parquet" for name in (place, "00002"))
+    path.write_bytes(other.read_bytes())
+    search = lt.load(folder)
+    number, full = None if "base" in place else 0, "full" in place
+    with pytest.raises(InputError, match=f"{path}: was changed or exchanged"):
+        search.answer_rows(number, full=full)
+    said = f"{path} is not the file of the answers that were scored"
+    assert said in short_report(search)
+    assert not Findings.of(search, search.rows[0]).has_baseline or not full
+    assert trial_content(search, search.rows[2], "p").tables
+    assert bool(trial_content(search, search.rows[0], "p").tables) is (place != "00000")
+    assert short_report(lt.load(held_out.folder)).count("were scored") == 0

@@ -40,7 +40,9 @@ class Heard:
         facts = {"n_retain": N_RETAIN, "layer_coefficient": coefficient, "known_model": known_model}
         self.loop = SearchLoop(self, self.folder, config, **facts)
 
-    def begin(self, outcome: Outcome) -> Study:
+    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
+        content = self.folder.answers(None).read_bytes()
+        assert answers_digest == hashlib.sha256(content).hexdigest()
         scores = outcome.result.evaluation.scores
         self.news.append(("base model", (scores["forget_rouge1"], outcome.plain_decoding)))
         self.layer_prior = outcome.layer_prior

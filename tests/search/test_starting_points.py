@@ -162,7 +162,7 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
     def begun(recommended: list[int], retain: float) -> str:
         session = session_of(plan, folder, MagicMock(), console=console)
         prior = prior_of(CURVE, recommended).document()
-        study = session.begin(dataclasses.replace(base_model(1.0, retain), layer_prior=prior))
+        study = session.begin(base_model(1.0, retain, layer_prior=prior), answers_digest="a")
         session._display.doing(None)
         assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
@@ -187,7 +187,7 @@ def test_a_search_of_another_model_of_the_same_name_is_pointed_out(tmp_path: Pat
         folder.path.mkdir()
         told = dataclasses.replace(plan, config=config)
         session = session_of(told, folder, MagicMock(), console=console)
-        session.begin(base_model(model={"weights": ["float32", "a"]}))
+        session.begin(base_model(model={"weights": ["float32", "a"]}), answers_digest="a")
         session._display.doing(None)
         said = f"{other.path} searched another tiny: its weights differ"
         assert (said in console.export_text()) is (digest == "b")

@@ -29,7 +29,7 @@ from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
 from lunar_tune.errors import InputError
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
-from lunar_tune.study.folder import Folder, read_answers, write_answers
+from lunar_tune.study.folder import Folder, read_answers, write_answers, write_trials
 from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
@@ -469,3 +469,37 @@ def test_there_is_none_where_trials_tell_nothing() -> None:
         assert parameter_importance(told, KINDS, "forget_rouge1") is None
     assert parameter_importance(rows, KINDS, "forget_mrr") is None
     assert parameter_importance(rows, {"fixed": KINDS["fixed"]}, "forget_rouge1") is None
+
+
+def damaged(lines: list[bytes], old: bytes, new: bytes) -> list[bytes]:
+    assert any(old in line for line in lines)
+    return [line.replace(old, new) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: damaged(lines, b'"values":[0.5]', b'"values":[NaN]'), "not a finite number"),
+        (lambda lines: damaged(lines, b'"forget_rouge1":0.5', b'"forget_rouge1":NaN'), "finite"),
+        (lambda lines: damaged(lines, b'"values":[0.5]', b'"values":[0.25]'), "its objective is"),
+        (lambda lines: damaged(lines, b'_internal":2.0', b'_internal":9.0'), "outside 0.5 … 8.0"),
+        (lambda lines: [*lines, *lines], "it says the same twice"),
+        (lambda lines: lines[:-12], "answers of 1 trials .the first is 1. that the journal does"),
+        (lambda lines: damaged(lines, b'"ab"', b'"cd"'), "answers of 2 trials .the first is 0."),
+    ],
+)
+def test_what_no_search_has_written_is_said(
+    change: Callable[[list[bytes]], list[bytes]], said: str, tmp_path: Path
+) -> None:
+    study = study_in(tmp_path)
+    study.note("goal", GOAL)
+    run_trials(study, (0.5, 0.9), (0.25, 0.85))
+    write_trials(Folder(tmp_path).trials, study.rows())
+    path = Folder(tmp_path).journal
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(stored_in(tmp_path).rows) == 2
+    path.write_bytes(b"".join(change(lines)))
+    for read in (lambda: stored_in(tmp_path), lambda: study_in(tmp_path)):
+        with pytest.raises(InputError, match=said) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: is damaged, or not the journal of a search (")
