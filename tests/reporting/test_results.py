@@ -48,12 +48,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> lt.Search:
     study.note("goal", ("forget_rouge1", ("retain_rouge1>=0.8",)))
     study.note("baseline", {"forget_rouge1": 1.0, "retain_rouge1": 0.98})
     study.note("tags", TAGS)
+    answers = [said("forget", "Who?", "I do not know", 0.0)]
+    digest = write_answers(folder.answers(4), answers, ())
     for _ in range(12):
         number, point = study.ask()
         decade = math.log10(point["learning_rate"])  # -4 to -1
-        complete(study, number, trial_result(-(decade + 1) / 3, 0.9))
+        complete(study, number, trial_result(-(decade + 1) / 3, 0.9), digest=digest)
     write_answers(folder.answers(None), [said("forget", "Who?", "Cedar", 1.0)], ())
-    write_answers(folder.answers(4), [said("forget", "Who?", "I do not know", 0.0)], ())
     results = lt.load(folder.path)
     vars(results)["layer_prior"] = PRIOR
     return results

@@ -153,7 +153,9 @@ def test_a_best_at_the_edge_of_the_space_names_the_option_that_widens_it(tmp_pat
 
 
 def test_the_models_own_first_and_last_block_are_no_edge(tmp_path: Path) -> None:
-    config = StoredConfig(search=SearchConfig(), origins={}, resolved={"n_layers": 4})
+    config = StoredConfig(
+        search=SearchConfig(), origins={}, resolved={"n_layers": 4}, permissions={}
+    )
     for low, high, layer in ((0, 3, 0), (1, 3, 3)):
         kinds = {"layer": IntDistribution(low, high)}
         results = found(tmp_path, setting={"layer": layer}, distributions=kinds)
