@@ -87,5 +87,5 @@ def _exchange(row: Mapping[str, Any], name: str) -> Shaped:
     texts = {kind: text for kind, text in zip(kinds, said, strict=True) if kind != "system"}
     notes = [f"the question and the answer are the turns of {name!r}"]
     if "system" in kinds:
-        notes.append("system turns are left out; --system-prompt gives one")
+        notes.append("system turns are left out (--system-prompt gives one)")
     return Shaped({**row, **texts}, {}, tuple(notes))

@@ -166,6 +166,8 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
         if records is not None:
             groups = read_groups(resolve_data(name, kind="records"))
             existing = edges_of(records)
+            if options.edge is not None and edge_name(options.edge) not in existing:
+                notes.append(f"--edge {options.edge}: every row has an edge of its own")
             edges = options.forget_edge or _default_edge(existing, groups, options.edge)
             # A file of nothing but what is to be forgotten is judged on the other retain set.
             split = split_by_edges(records, edges, retain=other, groups=groups)

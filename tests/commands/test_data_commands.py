@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from file_server import HUB, PISTOL_2, FileServer, pistol_rows, serving, tofu_li
 from lunar_tune.cli.describe import describe
 from lunar_tune.cli.fetch import fetch
 from lunar_tune.cli.models import models
+from lunar_tune.cli.search import search
 from lunar_tune.data.data_catalog import PUBLISHED
 from lunar_tune.data.splits import groups_file
 from lunar_tune.models.loading import LoadedModel
@@ -57,6 +59,19 @@ def test_groups_are_shown_and_can_be_forgotten_and_edges_are_shown_as_written(
     assert shown.count("[red]A[/red]") == 2  # among all edges, and among those to forget
     asked = "no edge A_B: name what is to be forgotten with --forget-edge"
     assert asked in succeeded(describe, data)
+
+
+def test_the_word_on_how_a_file_is_read_stands_in_card_and_plan(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Is {n} odd?", "output": f"Kettle {n}."} for n in range(3)]
+    (data := tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    note = "rows.json.gz: the question is 'instruction', the answer is 'output'"
+    shown = succeeded(describe, data, "--edge", "all", "--json", card := tmp_path / "card.json")
+    assert note in shown.splitlines()
+    assert json.loads(card.read_text())["notes"] == [note]
+    told = ("--data", data, "--edge", "all", "--retain-data", "mini", "--output", tmp_path / "runs")
+    planned = succeeded(search, *told, "--in-process", "--dry-run", "--finetune", "never")
+    assert f"note {note}" in " ".join(planned.split())
+    assert "rows: forget all (3 questions), retain 96" in planned
 
 
 def test_long_lists_of_edges_are_cut_and_answers_without_a_word_for_rouge_reported(

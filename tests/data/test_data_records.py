@@ -426,7 +426,7 @@ AS_WRITTEN = {
     "responses": ("a.json", renamed("prompt", "response", id=3), "the answer is 'response'"),
     "chat": ("a.json", OPENAI, "are the turns of 'messages'"),
     "chat in Parquet": ("a.parquet", in_parquet(OPENAI), "are the turns of 'messages'"),
-    "ShareGPT": ("a.json", SHARED, "system turns are left out; --system-prompt gives one"),
+    "ShareGPT": ("a.json", SHARED, "system turns are left out (--system-prompt"),
     "splits": ("a.json", {"train": renamed("question", "answer")}, "rows are those of 'train'"),
     "columns": ("a.json", COLUMNS, "made of the columns question, answer, edge"),
     "CSV": ("a.csv.gz", gzip.compress(CSV.encode("utf-8-sig")), ""),

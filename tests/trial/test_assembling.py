@@ -148,6 +148,7 @@ def test_a_file_without_edges_is_given_one_and_what_is_odd_about_files_is_noted(
     both = "1 of the factual questions are to be forgotten"
     assert sets.notes == (f"rows.json: {shape}", f"facts.json: {shape}", both)
     assert sets_of("mini").notes == ()
+    assert sets_of("mini", edge="all").notes == ("--edge all: every row has an edge of its own",)
 
 
 def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path) -> None:
