@@ -41,7 +41,8 @@ def make_store(folder: Path) -> None:
     """Make an empty MLflow store, `mlflow.db`, as opening one for the first time does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from lunar_tune.tracking.store import default_tracking_uri, opened_store
+        from lunar_tune.tracking.address import default_tracking_uri
+        from lunar_tune.tracking.store import opened_store
 
         with opened_store(default_tracking_uri(folder)) as client:
             client.search_experiments()

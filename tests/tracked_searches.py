@@ -19,8 +19,9 @@ from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.study.study import Study
+from lunar_tune.tracking.address import default_tracking_uri
 from lunar_tune.tracking.places import FOLDER
-from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.store import opened_store
 from lunar_tune.tracking.sync import sync
 
 if TYPE_CHECKING:

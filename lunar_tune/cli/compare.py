@@ -79,7 +79,7 @@ def compare(options: CompareOptions, problems: Problems) -> None:
 def _store(results: Sequence[SearchResults], given: str | None, problems: Problems) -> str:
     """Return the tracking URI of the store that the searches share."""
     from lunar_tune.study.rows import COMPLETE
-    from lunar_tune.tracking.store import store_of
+    from lunar_tune.tracking.address import store_of
 
     stores: dict[str, str] = {}
     for one in results:
@@ -126,7 +126,8 @@ def _written(results: Sequence[SearchResults], uri: str) -> list[View]:
     """Bring the store up to date, and return the views that are kept there."""
     from lunar_tune.driver.persistence import alone
     from lunar_tune.report.results import short_report
-    from lunar_tune.tracking.store import bring_artifacts, opened_store
+    from lunar_tune.tracking.artifacts import bring_artifacts
+    from lunar_tune.tracking.store import opened_store
     from lunar_tune.tracking.sync import claimed, shown, sync
     from lunar_tune.tracking.ui import keep_views
 

@@ -50,7 +50,7 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     save: Path = same_option(Reused, "save", default=MISSING)
     """Folder of the checkpoint. The same command resumes an unfinished fine-tuning."""
     tracking_uri: str | None = same_option(SearchConfig, "tracking_uri")
-    """MLflow tracking URI. Default: a sqlite file beside the checkpoint's folder."""
+    """MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or a sqlite file beside the checkpoint."""
 
 
 @Command
@@ -70,7 +70,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     with options.working("reading data"):
         from lunar_tune.driver.prerequisite import finetune_tracked
         from lunar_tune.report.summary import print_plan
-        from lunar_tune.tracking.store import default_tracking_uri
+        from lunar_tune.tracking.address import default_tracking_uri, named_uri
         from lunar_tune.tracking.sync import Tracker
         from lunar_tune.training.checkpoints import check_save_folder
         from lunar_tune.trial.assemble import assemble_finetuning, first_prompts, materialise
@@ -100,7 +100,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     }
     print_plan(console, facts)
     place = options.save.resolve()
-    uri = options.tracking_uri or default_tracking_uri(place.parent)
+    uri = named_uri(options.tracking_uri) or default_tracking_uri(place.parent)
     with working(console, "opening the tracking store"):
         tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)

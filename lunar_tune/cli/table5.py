@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
     from lunar_tune.data.texts import divided
     from lunar_tune.driver.table5 import TableRun, cells_of, check_names
     from lunar_tune.report.methods_table import data_and_edges
+    from lunar_tune.tracking.address import named_uri
 
     console = options.console
     models = _listed("--model", options.model.split(","), problems)
@@ -76,6 +78,7 @@ def table5(options: TableOptions, problems: Problems) -> int:
     shared = shared_options(options, SearchConfig, without={"model", "data", "method"})
     if shared.model_path is not None and len(models) > 1:
         problems.add("--model-path belongs to one model: give one with --model.")
+    shared = dataclasses.replace(shared, tracking_uri=named_uri(shared.tracking_uri))
     cells = []
     with problems.collect():
         seeds = {"seed": options.seed, "seeds": options.seeds}

@@ -238,7 +238,7 @@ class SearchConfig(RunOptions):
     resume: str | None = place_option(None, metavar="SEARCH", common=True, stored=False)
     """Resume a search with the options that it was begun with."""
     tracking_uri: str | None = place_option(None, metavar="URI", resume=True, permission=True)
-    """MLflow tracking URI. Default: a sqlite file in the output folder."""
+    """MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or a sqlite file in the output folder."""
     in_process: bool = place_option(False, common=True, resume=True)
     """Run trials in this process, one after another, without Ray."""
     gpus_per_trial: float | None = place_option(None, least=0, resume=True)
@@ -277,7 +277,9 @@ class SearchConfig(RunOptions):
         if self.tracking_uri is not None and not _is_store(self.tracking_uri):
             problems.add(
                 f"--tracking-uri {without_password(self.tracking_uri)}: must be an MLflow server "
-                "such as http://host:5000, or a database such as sqlite:///runs/mlflow.db."
+                "such as http://host:5000, or a database such as sqlite:///runs/mlflow.db (? is "
+                "written %3F there); MLflow 3 writes no folders of files. Without the option, "
+                "MLFLOW_TRACKING_URI is taken."
             )
         if self.in_process:
             for name in ("address", "concurrency", "gpus_per_trial", "trial_timeout"):
@@ -319,10 +321,14 @@ def check_permitted(
 
 def _is_store(uri: str) -> bool:
     """Say whether an address has the form of one that MLflow 3 keeps runs at."""
-    try:
-        parts = urllib.parse.urlsplit(uri)
-        is_server = parts.scheme in {"http", "https"}
-        named = parts.hostname is not None and parts.port != 0 if is_server else True
-    except ValueError:  # a port that is no number
-        return False
-    return uri == "databricks" or ("://" in uri and parts.scheme not in {"", "file"} and named)
+    parts, named = urllib.parse.urlsplit(uri), True
+    if parts.scheme in {"http", "https"}:
+        try:
+            named = parts.hostname is not None and parts.port != 0
+        except ValueError:  # a port that is no number
+            return False
+    elif parts.scheme.startswith("sqlite"):  # a file; nothing would come of a query
+        is_file = parts.path.strip("/") not in {"", ":memory:"}
+        named = is_file and not parts.netloc and "?" not in uri
+    written = uri.startswith(f"{parts.scheme}://") and parts.scheme not in {"", "file"}
+    return uri == "databricks" or (written and named)

@@ -26,7 +26,7 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import kept_uri, of_environment, with_password
+from lunar_tune.tracking.address import kept_uri, of_environment, with_password
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:

@@ -34,11 +34,18 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.progress import RECORD, search_log, working
 from lunar_tune.report.results import SearchResults
 from lunar_tune.report.summary import print_plan, print_result
+from lunar_tune.secrets import without_password
 from lunar_tune.signals import interrupted_once
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import default_tracking_uri, look_at, opened_store, with_password
+from lunar_tune.tracking.address import (
+    URI_VARIABLE,
+    default_tracking_uri,
+    named_uri,
+    with_password,
+)
+from lunar_tune.tracking.store import look_at, opened_store
 from lunar_tune.tracking.sync import Tracker, remove
 from lunar_tune.trial.assemble import first_prompts, materialise
 
@@ -65,6 +72,8 @@ def start_search(
         known = options_of(SearchConfig)
         config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
         told, folder = {**before, **told}, Folder((config.output / str(config.name)).resolve())
+    elif (uri := named_uri(config.tracking_uri)) != config.tracking_uri:
+        config, told["tracking_uri"] = dataclasses.replace(config, tracking_uri=uri), URI_VARIABLE
     plan = plan_search(config, problems, doing)
     spec = plan.spec
     shown = first_prompts(spec.model, spec.chat, spec.first_questions)
@@ -84,6 +93,9 @@ def start_search(
         doing("looking at the tracking store and where trials run")
         facts |= _surroundings(config)
         doing(None)
+    if told.get("tracking_uri") == URI_VARIABLE:
+        place = facts.get("tracking", without_password(str(config.tracking_uri)))
+        facts["tracking"] = f"{place} ({URI_VARIABLE})"
     print_plan(console, facts)
     if dry_run:
         console.print("all that needs no weights has been checked; nothing was run")

@@ -37,8 +37,8 @@ from lunar_tune.report.methods_table import (
 from lunar_tune.signals import EXIT_INTERRUPTED
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
+from lunar_tune.tracking.address import default_tracking_uri
 from lunar_tune.tracking.runs import RunContent
-from lunar_tune.tracking.store import default_tracking_uri
 from lunar_tune.tracking.sync import Tracker
 
 if TYPE_CHECKING:

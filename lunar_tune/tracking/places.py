@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lunar_tune.errors import InputError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.tracking.store import sqlite_file
+from lunar_tune.tracking.address import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -1,159 +1,151 @@
-"""MLflow's store: its address, opening it, its experiment."""
+"""MLflow's store: opening it, what is wrong with it, its experiment."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sqlite3
+import shlex
 import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import url2pathname
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from lunar_tune.errors import InputError
 from lunar_tune.files import check_writable
-from lunar_tune.secrets import is_masked, without_password, without_secrets
-from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.secrets import without_password, without_secrets
+from lunar_tune.tracking.address import URI_VARIABLE, for_mlflow, sqlite_file
+from lunar_tune.tracking.artifacts import ARTIFACTS, EXPERIMENT_NOTE, beside, check_addresses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-_SQLITE, _URI_VARIABLE = "sqlite:///", "MLFLOW_TRACKING_URI"
-ARTIFACTS = "mlartifacts"  # the folder of a sqlite store's artifacts, beside it
-_ADDRESSES = (  # where a store of MLflow 3 keeps addresses of artifacts, by table and column
-    *(("experiments", "artifact_location"), ("runs", "artifact_uri")),
-    *(("model_versions", "source"), ("model_versions", "storage_location")),
-)
-_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_QUICK = {
+    **{_RETRIES: "1", _TIMEOUT: "10", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"},
+    **{"PGCONNECT_TIMEOUT": "10", "AWS_MAX_ATTEMPTS": "2"},
+}
+_QUICKEST = {**_QUICK, _RETRIES: "0", _TIMEOUT: "5", "PGCONNECT_TIMEOUT": "5"}
+_OPENING = 60.0  # seconds for which another process may be making a store; it takes about five
+_LONGEST = 300  # characters of a library's reason; a server's may be a whole page
+# What to install for a module that MLflow imports.
+_PACKAGES = {
+    "botocore": "boto3",
+    "google": "google-cloud-storage",
+    "azure": "azure-identity azure-storage-blob azure-storage-file-datalake",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 _EXPERIMENT_TAGS = {
     # Without it the UI asks whether the runs are of an agent or of a model.
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "Searches of lunar-tune: a parent run for each search, a child run for "
-    "each trial. *Views* has lists with their scores; `lunar-tune compare` adds charts.",
+    "mlflow.note.content": EXPERIMENT_NOTE,
 }
 
 
-def default_tracking_uri(output: Path) -> str:
-    """Return the URI of the sqlite store that all searches of an output folder share."""
-    return f"{_SQLITE}{(output / 'mlflow.db').resolve()}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store; None for any other store."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-
-
-def kept_uri(uri: str) -> str:
-    """Return a tracking URI as it may be kept: without its password, the same from any folder."""
-    file = sqlite_file(uri)
-    return without_password(uri) if file is None else f"{_SQLITE}{file.resolve()}"
-
-
-def with_password(kept: str, search: str) -> str:
-    """Return a usable address, from one that `kept_uri` has masked, or raise an InputError."""
-    if not is_masked(kept):
-        return kept
-    if (given := of_environment(kept)) is not None:
-        return given
-    raise InputError(
-        f"{search}: the store {kept} needs a password, which is not kept; give the whole address "
-        f"with --tracking-uri or in {_URI_VARIABLE}."
-    )
-
-
-def of_environment(kept: str) -> str | None:
-    """Return the address in MLflow's own variable if it names the same store, else None."""
-    own = os.environ.get(_URI_VARIABLE)
-    return own if own is not None and without_password(own) == kept else None
-
-
-def store_of(search: StoredSearch, given: str | None = None) -> str:
-    """Return the URI of a search's store, or raise an InputError.
-
-    It is the one beside where the folder is now, or one that is `given` or that the environment
-    names: an address in a folder may be a stranger's, who would be told passwords.
-    """
-    kept = None
-    with suppress(InputError):  # a configuration that cannot be read permits nothing
-        kept = search.config.permissions.get("tracking_uri")
-    uri = given or (of_environment(kept) if kept is not None else None)
-    if kept is not None and uri is None:
-        search.config.check_permitted({"tracking_uri": None})
-    file = sqlite_file(given or "")
-    if file is not None and not file.is_file():
-        raise InputError(f"--tracking-uri {given}: there is no such file.")
-    uri = uri or default_tracking_uri(search.folder.path.parent)
-    return with_password(uri, search.folder.name)
-
-
 @contextmanager
-def opened_store(uri: str) -> Iterator[MlflowClient]:
+def opened_store(
+    uri: str, *, is_away: bool = False, registering: bool = False
+) -> Iterator[MlflowClient]:
     """Give a client of a store, made if it is missing and sqlite, or raise an InputError.
 
-    Inside, a server that does not answer fails after seconds instead of four minutes, quietly;
-    retries that the user has set in the environment are left alone.
+    Inside, a server that does not answer fails after seconds instead of four minutes, quietly, and
+    sooner where it is known that the store `is_away`; what the user has set in the environment is
+    left alone. A model is given MLflow's own patience, and the registry of MLFLOW_REGISTRY_URI.
     """
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent run
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # for each trial
-    mine = {name: value for name, value in _RETRIES.items() if name not in os.environ}
-    os.environ.update(mine)
     for library in ("alembic", "mlflow"):  # importing mlflow sets them to INFO
         logging.getLogger(library).setLevel(logging.CRITICAL)
     # A warning for each attempt; what fails is raised as well, and told once.
     connections = logging.getLogger("urllib3.connectionpool")
     level = connections.level
     connections.setLevel(logging.ERROR)
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") if registering else None
     try:
-        with warnings.catch_warnings():
+        with (
+            _environment({} if registering else _QUICKEST if is_away else _QUICK),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # MLflow's remarks on opening a store
-            _check_addresses(uri)
-            with _migration_lock(uri):
-                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            with _migration_lock(uri), _environment(_default_root(uri)):
+                _has_tables(uri)
+                check_addresses(uri)
+                place = for_mlflow(uri)
+                client = MlflowClient(tracking_uri=place, registry_uri=registry or place)
             yield client
-    # A database may want a driver that is not there.
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = without_secrets(str(error)).rstrip(".")
+    # A database may want a driver that is not there, a server be that of another program.
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ParseError) as error:
         raise InputError(
-            f"the MLflow store {without_password(uri)} cannot be used: {reason}. Start the server, "
-            "correct --tracking-uri, or leave that out for a sqlite file in the output folder."
+            f"the MLflow store {without_password(uri)} cannot be used: {_reason(error)}. "
+            + (_installing(error) or "Mend that, start the server, or name another ")
+            + "store with --tracking-uri, such as http://host:5000 or sqlite:///runs/mlflow.db."
         ) from error
     finally:
         connections.setLevel(level)
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Inside, variables are set that the user has not."""
+    mine = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
         for name in mine:
             os.environ.pop(name, None)
 
 
-def _check_addresses(uri: str) -> None:
-    """Raise an InputError if a sqlite store keeps artifacts on a server.
+def _default_root(uri: str) -> dict[str, str]:
+    """Return what keeps the current folder out of a sqlite store that is made.
 
-    Whoever wrote the file has chosen it, and MLflow would send it data and the user's token.
+    MLflow 3.17 writes it into SQL as it is, a quote or a colon too, for its default experiment.
     """
     file = sqlite_file(uri)
-    if file is None or not file.is_file():
-        return
-    for table, column in _ADDRESSES[:2]:  # of registered models nothing is fetched
-        with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database:
-            found = database.execute(
-                f"select {column} from {table} where {column} like 'http%://%' or "  # noqa: S608
-                f"{column} like 'mlflow-artifacts://%' limit 1"
-            ).fetchone()
-            if found is not None:
-                raise InputError(
-                    f"the MLflow store {file}: says that artifacts lie at "
-                    f"{without_password(found[0])}, a server that would be sent data and MLflow's "
-                    "token. If you trust it, give the address of its tracking server with "
-                    "--tracking-uri; else use another --output."
-                )
+    return {} if file is None else {"_MLFLOW_SERVER_ARTIFACT_ROOT": beside(file).as_uri()}
+
+
+def _reason(error: BaseException) -> str:
+    """Return why an error came about, in a line: what the system or the database said, if it did.
+
+    MLflow and requests tell that at length, with every name that it has passed.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    told: BaseException = error
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError):
+        if isinstance(cause, OSError | ImportError):
+            told = cause
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, DBAPIError) and cause.orig is not None:
+        told = cause.orig
+    lines = [line.strip() for line in str(told).splitlines()] or [type(told).__name__]
+    return without_secrets(lines[0])[:_LONGEST].rstrip(".")
+
+
+def _installing(error: BaseException) -> str | None:
+    """Say what to install if an error is for a module that is missing."""
+    name = error.name if isinstance(error, ImportError) else None
+    if name is None:
+        return None
+    package = _PACKAGES.get(name.partition(".")[0], name.partition(".")[0])
+    return f"Install its client (pip install {package}), or name another "
 
 
 def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
@@ -162,92 +154,131 @@ def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         # In a folder that cannot be written nobody makes a store anew.
         if os.access(file.parent, os.W_OK):
-            return FileLock(file.parent / ".mlflow.lock")
+            return FileLock(file.parent / ".mlflow.lock", timeout=_OPENING)
     return nullcontext()
+
+
+_WHOLE: set[str] = set()  # databases that have been looked into in this process
+
+
+def _has_tables(uri: str) -> bool:
+    """Say whether a store is there, of a database whether it has MLflow's tables.
+
+    One that has other tables is an InputError: MLflow 3.17 puts its own into a database of another
+    program, and brings one of an older MLflow up to date, which that can read no more. One that
+    does not answer raises SQLAlchemy's error at once, where MLflow would ask ten times.
+    """
+    if urlsplit(uri).scheme.partition("+")[0] not in _DATABASES or uri in _WHOLE:
+        return True
+    import mlflow
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.pool import NullPool
+
+    with create_engine(uri, poolclass=NullPool).connect() as database:
+        tables = set(inspect(database).get_table_names())
+        found = set(MigrationContext.configure(database).get_current_heads())
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if found == set(migrations.get_heads()):
+        _WHOLE.add(uri)
+        return True
+    problem, shown = "", shlex.quote(without_password(uri))
+    if found and found <= {one.revision for one in migrations.walk_revisions()}:
+        problem = "is of an older MLflow. Take a copy of it and run mlflow db upgrade " + shown
+    elif found and "experiments" in tables:
+        problem = f"is of a newer MLflow than {mlflow.__version__}. Install that"
+    elif tables and "experiments" not in tables:  # with that alone, a process was killed making it
+        problem = "is a database of another program. Leave it to that: give an empty one"
+    if problem:
+        raise InputError(
+            f"the MLflow store {shown} {problem}, or name another store with --tracking-uri."
+        )
+    return False
 
 
 def look_at(uri: str, experiment: str) -> str:
     """Say what a search would find at a tracking URI, writing nothing, or raise an InputError."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     file, shown = sqlite_file(uri), without_password(uri)
-    if file is None and not uri.startswith(("http://", "https://")):
-        return f"{shown}, not checked: opening the store would change it"
-    with tempfile.TemporaryDirectory() as folder:
-        if file is not None:
-            check_writable(file.parent, f"MLflow store {shown}")
-            if not file.is_file():
-                return f"{shown}, to be created"
-            copy = Path(folder) / file.name  # opening a store may bring it up to date
-            try:
-                with (
-                    closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as one,
-                    closing(sqlite3.connect(copy)) as other,
-                ):
-                    one.backup(other)
-            except sqlite3.Error as error:
-                raise InputError(f"the MLflow store {file} cannot be used: {error}.") from error
-            uri = f"{_SQLITE}{copy}"
-            bring_artifacts(uri, file.parent)
-        with opened_store(uri) as client:
-            if (found := client.get_experiment_by_name(experiment)) is not None:
-                open_experiment(client, experiment)
+    if file is not None:
+        check_writable(file.parent, f"MLflow store {shown}")
+        if not file.exists():
+            return f"{shown}, to be created"
+    with suppress(SQLAlchemyError, ImportError):  # which opening it says
+        if not _has_tables(uri):
+            return f"{shown}, whose tables MLflow is to make"
+    with opened_store(uri) as client:
+        experiment = chosen_experiment(client, experiment)
+        if (found := client.get_experiment_by_name(experiment)) is not None:
+            open_experiment(client, experiment, trying=False)
     return f"{shown} answers; experiment {experiment}{'' if found else ', to be created'}"
 
 
-def open_experiment(client: MlflowClient, name: str) -> Experiment:
-    """Return an experiment whose artifacts can be reached, made if missing, or raise InputError."""
-    from mlflow.artifacts import list_artifacts
+def chosen_experiment(client: MlflowClient, name: str) -> str:
+    """Return the name of the experiment of MLFLOW_EXPERIMENT_ID, where that alone is set.
+
+    An InputError says that there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if not number or os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        return name
+    try:
+        return str(client.get_experiment(number).name)
+    except MlflowException as error:
+        raise InputError(
+            f"MLFLOW_EXPERIMENT_ID {number}: {_reason(error)}. Name an experiment that is there, "
+            "or one to be made with MLFLOW_EXPERIMENT_NAME."
+        ) from error
+
+
+def open_experiment(client: MlflowClient, name: str, *, trying: bool = True) -> Experiment:
+    """Return an experiment whose artifacts can be written, made if missing, or raise InputError.
+
+    That is found out by `trying`: a small file is written there, and deleted if that is allowed.
+    """
     from mlflow.entities import LifecycleStage
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     experiment = find_experiment(client, name)
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        uri = without_password(client.tracking_uri.replace("+pysqlite", "", 1))
         raise InputError(
-            f"MLflow experiment {name}: it was deleted in MLflow. Restore it (mlflow experiments "
-            f"restore -x {experiment.experiment_id}), or name another one "
-            "with MLFLOW_EXPERIMENT_NAME."
+            f"MLflow experiment {name}: it was deleted in MLflow. Restore it ({URI_VARIABLE}="
+            f"{shlex.quote(uri)} mlflow experiments restore -x {experiment.experiment_id}), "
+            "or name another one with MLFLOW_EXPERIMENT_NAME."
         )
-    place = str(experiment.artifact_location)
+    place, file = str(experiment.artifact_location), sqlite_file(client.tracking_uri)
+    if file is not None and place.endswith(f"/{ARTIFACTS}") and beside(file).is_dir():
+        place = beside(file).as_uri()  # where `bring_artifacts` puts them, or has put them
     try:
-        if place.startswith("file:"):
-            check_writable(Path(url2pathname(place.removeprefix("file://"))), place)
-        list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
+        repository = get_artifact_repository(place, tracking_uri=client.tracking_uri)
+        if trying:
+            _write_and_delete(repository)
+        elif (folder := getattr(repository, "artifact_dir", None)) is not None:
+            check_writable(Path(folder), place)
+        else:
+            repository.list_artifacts()
     except Exception as error:  # of an artifact store's library: anything
-        reason = without_secrets(str(error)).rstrip(".")
         raise InputError(
-            f"MLflow experiment {name}: its artifacts lie in {without_secrets(place)}, which "
-            f"cannot be used: {reason}. Install its client library, set its credentials, "
-            "or name another experiment with MLFLOW_EXPERIMENT_NAME."
+            f"MLflow experiment {name}: its artifacts lie in {without_password(place)}, which "
+            f"cannot be used: {_reason(error)}. "
+            + (_installing(error) or "Mend that, set its credentials, or name another ")
+            + "experiment with MLFLOW_EXPERIMENT_NAME."
         ) from error
     return experiment
 
 
-def bring_artifacts(uri: str, folder: Path | None = None) -> None:
-    """Let a sqlite store that was moved or copied know the artifacts that came with it.
-
-    MLflow keeps whole addresses of them, and would write to the old place for ever. Changed are
-    those below the folder that `find_experiment` has named, where one lies beside the store now, in
-    its `folder` (that of its file unless given). A store of another make is left as it is.
-    """
-    file = sqlite_file(uri)
-    if file is None or not file.is_file():
-        return
-    here = ((folder or file.parent) / ARTIFACTS).resolve()
-    if not here.is_dir():
-        return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database, database:
-        named = database.execute(
-            "select distinct artifact_location from experiments join experiment_tags using "
-            "(experiment_id) where key = 'mlflow.note.content' and value = ?",
-            (_EXPERIMENT_TAGS["mlflow.note.content"],),
-        )
-        for (old,) in named.fetchall():
-            if old == here.as_uri() or not old.endswith(f"/{ARTIFACTS}"):
-                continue
-            for table, column in _ADDRESSES:
-                database.execute(
-                    f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
-                    f"where {column} = ? or substr({column}, 1, ?) = ?",
-                    (here.as_uri(), len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
+def _write_and_delete(repository: ArtifactRepository) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"lunar-tune-{uuid.uuid4().hex}.txt"
+        file.write_text("written to see whether it can be\n")
+        repository.log_artifact(str(file))
+    with suppress(Exception):  # whoever may write need not be allowed to delete
+        repository.delete_artifacts(file.name)
 
 
 def find_experiment(client: MlflowClient, name: str) -> Experiment:
@@ -255,10 +286,12 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
     if (found := client.get_experiment_by_name(name)) is not None:
+        if not found.experiment_id:
+            raise MlflowException("what answers there is no MLflow server")
         return found
     # MLflow would put the artifacts of a sqlite store into the current folder.
     file = sqlite_file(client.tracking_uri)
-    place = (file.parent / ARTIFACTS).resolve().as_uri() if file is not None else None
+    place = beside(file).as_uri() if file is not None else None
     try:
         client.create_experiment(name, artifact_location=place, tags=dict(_EXPERIMENT_TAGS))
     except MlflowException:

@@ -19,14 +19,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lunar_tune import __version__
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import keep_note
-from lunar_tune.tracking import places, runs, store
+from lunar_tune.tracking import address, artifacts, places, runs, store
 from lunar_tune.tracking.ui import Shown, keep_lists
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MOST_RUNS = 50_000  # that MLflow gives at once
 _REFUSED = set("/:'")  # MLflow refuses two, and its filters of names have no escape for the third
 _AWAY = 30.0  # seconds for which a store that has failed is left alone: trials do not wait for it
+_SHARE = 10  # a store that has failed after some seconds is left alone for so many times as long
+_PATIENCE = 60.0  # seconds after which nothing more is written at once to a store that is slow
 logger = logging.getLogger(__name__)
 
 
@@ -44,16 +46,17 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, name: str) -> None:
         """Open the store, or raise an InputError, in which `name` says what is computed."""
-        self.uri, self.experiment = store.with_password(uri, name), experiment
+        self.uri = address.with_password(uri, name)
         self._away_until = 0.0  # it has never failed
         self._has_all = False
-        store.bring_artifacts(self.uri)
+        artifacts.bring_artifacts(self.uri)
         with store.opened_store(self.uri) as client:
-            store.open_experiment(client, experiment)
+            name = store.chosen_experiment(client, experiment)
+            self.experiment = str(store.open_experiment(client, name).name)
 
     def place(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return what a search notes of its place in MLflow, with the identity that it had."""
-        place = {"uri": store.kept_uri(self.uri), "experiment": self.experiment}
+        place = {"uri": address.kept_uri(self.uri), "experiment": self.experiment}
         return {"id": uuid.uuid4().hex, "origin": _origin(), **(before or {}), **place}
 
     def search(
@@ -92,16 +95,30 @@ class Tracker:
         )
 
     def _tolerating(self, writing: Callable[[MlflowClient], object]) -> bool:
+        started, has_failed = time.monotonic(), self._away_until > 0
         try:
-            with store.opened_store(self.uri) as client:
-                writing(client)
+            with store.opened_store(self.uri, is_away=has_failed and not self._has_all) as client:
+                writing(cast("MlflowClient", _Hurried(client, started + _PATIENCE)))
         except InputError as error:
-            if not self._away_until:
+            if not has_failed:
                 first_line = str(error).partition("\n")[0]
                 logger.warning("MLflow cannot be written, the work goes on: %s", first_line)
-            self._away_until = time.monotonic() + _AWAY
+            now = time.monotonic()
+            self._away_until = now + max(_AWAY, _SHARE * (now - started))
             return False
         return True
+
+
+class _Hurried:
+    """A client that refuses calls from a time of `time.monotonic` on."""
+
+    def __init__(self, client: MlflowClient, until: float) -> None:
+        self._client, self._until = client, until
+
+    def __getattr__(self, name: str) -> Any:
+        if time.monotonic() > self._until:
+            raise TimeoutError(f"it took more than {_PATIENCE:g} s, and the rest waits")
+        return getattr(self._client, name)
 
 
 def _origin() -> dict[str, str]:
@@ -223,8 +240,10 @@ def check_registrable(search: StoredSearch, name: str, *, tracking_uri: str | No
     problems = Problems()
     if not name.strip() or name in {".", ".."} or set(name) & _REFUSED:
         problems.add(f"--register {name}: must not be empty, . or .., and must not hold / : or '.")
-    with problems.collect(), store.opened_store(store.store_of(search, tracking_uri)) as client:
+    with problems.collect(), store.opened_store(address.store_of(search, tracking_uri)) as client:
         store.open_experiment(client, search.study.notes["mlflow"]["experiment"])
+        with store.opened_store(client.tracking_uri, registering=True) as registry:
+            registry.search_registered_models(max_results=1)
     problems.raise_if_any()
 
 
@@ -259,9 +278,9 @@ def register_model(
         "format": form,
     }
     place = f"model/trial-{row.number}-{form}-{uuid.uuid4().hex[:8]}"
-    uri = store.store_of(search, tracking_uri)
-    store.bring_artifacts(uri)
-    with store.opened_store(uri) as client:
+    uri = address.store_of(search, tracking_uri)
+    artifacts.bring_artifacts(uri)
+    with store.opened_store(uri, registering=True) as client:
         search = claimed(search, client)
         run = next(iter(_runs_of(client, search)[1]), None) or sync(search, client)
         runs.artifacts_of(client, run).log_artifacts(str(folder), place)

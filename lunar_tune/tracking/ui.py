@@ -25,8 +25,9 @@ from urllib.request import ProxyHandler, build_opener
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.tracking import ui_server
+from lunar_tune.tracking.address import for_mlflow, sqlite_file
+from lunar_tune.tracking.artifacts import beside
 from lunar_tune.tracking.runs import SEARCH, TRIAL_OF
-from lunar_tune.tracking.store import ARTIFACTS, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -190,8 +191,8 @@ def served(uri: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """
     token, file = secrets.token_urlsafe(), sqlite_file(uri)
     # The artifacts of another database lie in a store that has its own credentials.
-    root = Path(os.devnull) if file is None else file.parent.resolve() / ARTIFACTS
-    told = {ui_server.STORE: uri, ui_server.ROOT: str(root), ui_server.TOKEN: token}
+    root = Path(os.devnull) if file is None else beside(file)
+    told = {ui_server.STORE: for_mlflow(uri), ui_server.ROOT: str(root), ui_server.TOKEN: token}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:

@@ -30,7 +30,7 @@ from lunar_tune.cli.compare import compare as COMMAND
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.store import store_of
+from lunar_tune.tracking.address import store_of
 from lunar_tune.tracking.ui import View
 
 refused = partial(command_lines.refused, COMMAND)

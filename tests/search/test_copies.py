@@ -26,9 +26,10 @@ from lunar_tune.errors import InputError
 from lunar_tune.report.findings import Findings
 from lunar_tune.report.results import SearchResults, short_report
 from lunar_tune.study.folder import Folder
+from lunar_tune.tracking.address import default_tracking_uri
 from lunar_tune.tracking.places import FOLDER, Place, other_owner
 from lunar_tune.tracking.runs import trial_content
-from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.store import opened_store
 from lunar_tune.tracking.sync import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's

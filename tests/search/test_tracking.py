@@ -9,12 +9,10 @@ import math
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,7 +21,6 @@ import pytest
 from command_lines import finish, start, without_ray
 from filelock import FileLock
 from invented_searches import search_of
-from made_once import copy_store
 from made_outcomes import KilledError, complete, trial_result
 from tracked_searches import (
     BEST,
@@ -41,7 +38,8 @@ from lunar_tune.config.options import BEST_FILTER, EXPERIMENT
 from lunar_tune.errors import InputError
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder
-from lunar_tune.tracking.store import default_tracking_uri, open_experiment, opened_store
+from lunar_tune.tracking.address import default_tracking_uri
+from lunar_tune.tracking.store import opened_store
 from lunar_tune.tracking.sync import (
     Tracker,
     check_registrable,
@@ -369,6 +367,7 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
         retries.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
         raise OSError("http://me:s3cretpw@host: failed\nat length")
 
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")  # of the open store
     sync(store.search, store.client)
     tracker, later = Tracker(store.uri, EXPERIMENT, "n"), time.monotonic() + 60
     for _ in range(2):
@@ -378,15 +377,27 @@ def test_a_store_that_fails_costs_no_trial_and_the_next_sync_has_all(
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "get_experiment_by_name", away)
             assert not tracker.search(store.search, status="RUNNING", trial=BEST)
+            assert not tracker.search(store.search), "at the end it is tried in any case"
         assert not tracker.search(store.search, status="RUNNING"), "it is left alone for a while"
         monkeypatch.setattr("time.monotonic", lambda: later)
-    assert tracker.search(store.search), "at the end it is tried in any case"
-    assert retries == ["1", "1"], "it fails soon"
+    assert tracker.search(store.search)
+    assert retries == ["1", "0", "1", "0"], "it fails soon, and sooner where that is known"
     (said,) = [record.message for record in caplog.records]
     assert said.startswith("MLflow cannot be written, the work goes on: ")
-    assert said.endswith("cannot be used: http://me:***@host: failed")
+    assert "cannot be used: http://me:***@host: failed. Mend that" in said
     tags = store.client.get_experiment_by_name(EXPERIMENT).tags
     assert "mlflow.sharedViewState.lunar-tune-trials" in tags, "MLflow's menu of views has lists"
+
+
+def test_a_store_that_is_slow_is_left_in_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(store.uri, EXPERIMENT, "n")
+    monkeypatch.setattr("lunar_tune.tracking.sync._PATIENCE", -1.0)
+    assert not tracker.search(store.search)
+    assert "and the rest waits" in caplog.text
+    monkeypatch.undo()
+    assert tracker.search(store.search)
 
 
 def test_a_place_has_an_identity_and_no_password(
@@ -404,57 +415,6 @@ def test_a_place_has_an_identity_and_no_password(
     assert tracker.place(None)["id"] != first["id"]
     tracker.uri = "http://me:s3cretpw@host:5000"
     assert tracker.place(None)["uri"] == "http://me:***@host:5000"
-
-
-# What a store cannot do is found before the work
-
-
-def test_a_store_that_cannot_be_opened_is_an_input_error(
-    tmp_path: Path, empty_store: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Retries that the user has set are left alone; MLflow would ask 7 times."""
-    with closing(sqlite3.connect(empty_store(tmp_path / "old.db"))) as database, database:
-        database.execute("update alembic_version set version_num = '451aebb31d03'")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for uri, said, shown_uri in (
-        ("nosuchscheme://me:s3cretpw@x", "--tracking-uri", "***"),
-        ("http://me:s3cretpw@127.0.0.1:9", "--tracking-uri", "***"),  # the discard port
-        (f"sqlite:///{tmp_path}/old.db", "mlflow db upgrade", f"sqlite:///{tmp_path}/old.db"),
-    ):
-        with pytest.raises(InputError, match=said) as caught:
-            Tracker(uri, EXPERIMENT, "x")
-        assert "s3cretpw" not in str(caught.value)
-        assert shown_uri in str(caught.value)
-        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
-    with pytest.raises(InputError, match="needs a password, which is not kept"):
-        Tracker("http://me:***@127.0.0.1:9", EXPERIMENT, "x")
-
-
-def test_experiments_that_cannot_be_used_are_input_errors(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    nowhere = f"file://{tmp_path}/file/x"
-    for location, said in (("nosuchscheme://x", "nosuchscheme"), (nowhere, "not a folder")):
-        store.client.create_experiment(f"at {location}", artifact_location=location)
-        with pytest.raises(InputError, match=said) as caught:
-            Tracker(store.uri, f"at {location}", "x")
-        assert f"experiment at {location}: its artifacts lie in {location}" in str(caught.value)
-    experiment = open_experiment(store.client, "deleted")
-    store.client.delete_experiment(experiment.experiment_id)
-    with pytest.raises(InputError, match=r"it was deleted in MLflow\. Restore it"):
-        Tracker(store.uri, "deleted", "x")
-
-
-@pytest.mark.parametrize("scheme", ["http", "mlflow-artifacts"])
-def test_a_store_in_a_file_names_no_server_that_is_sent_the_token(
-    uri: str, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
-    monkeypatch.setattr("requests.Session.request", None)
-    file = copy_store(Path(uri.removeprefix("sqlite:///")), tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(file)) as database, database:
-        database.execute("update experiments set artifact_location = ?", (f"{scheme}://evil/x",))
-    with pytest.raises(InputError, match=f"artifacts lie at {scheme}://evil/x, a server that"):
-        Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
 
 
 def test_two_processes_can_open_a_new_store_at_once(tmp_path: Path) -> None:

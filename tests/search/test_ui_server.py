@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from lunar_tune.tracking.store import default_tracking_uri, opened_store
+from lunar_tune.tracking.address import default_tracking_uri
+from lunar_tune.tracking.store import opened_store
 from lunar_tune.tracking.ui_server import Guard, mlflow_app
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings
