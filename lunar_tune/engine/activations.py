@@ -7,7 +7,7 @@ norm. `nodes` counts the distinct prefixes of a `PrefixTree`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.layout import decoder_slice
 from lunar_tune.models.loading import LoadedModel
 
-_FORMAT = 1  # raise it when what is kept changes and the key does not say so
+_FORMAT = 2  # raise it when what is kept changes and the key does not say so
 # Tokens in one batch of a sweep. On a CPU it matters little (a trial on a small model spent
 # .38 s on prompts in batches of 256, .30 s in 2,048); on a GPU the sweep of a 7B model is
 # compute-bound from a few thousand tokens on.
@@ -175,8 +175,13 @@ class ActivationSource:
         """The model's fingerprint, taken before anything is edited."""
         return fingerprint(self.loaded)
 
-    def entry(self, kind: str, sequences: Sequence[Sequence[int]]) -> CacheEntry | None:
-        """Return the cache's entry for something captured on sequences; None without a cache."""
+    def entry(
+        self, kind: str, sequences: Sequence[Sequence[int]], fitted: Sequence[int] = ()
+    ) -> CacheEntry | None:
+        """Return the cache's entry for something captured on sequences; None without a cache.
+
+        The first sequences begin with prompts of `fitted` tokens, captured by themselves.
+        """
         if self.cache is None:
             return None
         rows = "".join(f"{','.join(map(str, sequence))};" for sequence in sequences)
@@ -186,6 +191,7 @@ class ActivationSource:
             "kind": kind,
             "model": self.model_key,
             "prompts": hashlib.sha256(rows.encode()).hexdigest(),
+            "fitted": hashlib.sha256(repr(tuple(fitted)).encode()).hexdigest(),
             "positions": "from 0, no padding",
             "dtype": dtype,
         }
@@ -198,12 +204,13 @@ class ActivationSource:
         sequences: Sequence[Sequence[int]],
         name: str,
         capture: Callable[[], dict[str, Tensor]],
+        fitted: Sequence[int] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a tensor from disk or captured, and what to keep: mapped, or not on disk.
 
-        `capture` gives it, and others that are worth keeping, by name.
+        `capture` gives it, and others that are worth keeping, by name; see `entry`.
         """
-        entry = self.entry(kind, sequences)
+        entry = self.entry(kind, sequences, fitted)
         if entry is None:
             captured = capture()
             return captured[name], captured
@@ -235,7 +242,9 @@ class PromptActivations:
     """What the base model computes on the rows of a study: prompts, each with its draft.
 
     Drafts are the base model's answers by prompt, as far as they are known. The inputs of `layers`,
-    which may be edited, are captured together; others when they are asked for.
+    which may be edited, are captured together; others when they are asked for. What the first
+    `fitted` prompts give is computed by themselves, so that a fit is the same, bit for bit,
+    whatever else is asked and however long the drafts are.
     """
 
     def __init__(
@@ -245,6 +254,7 @@ class PromptActivations:
         *,
         drafts: Mapping[tuple[int, ...], tuple[int, ...]] | None = None,
         layers: Sequence[int] = (),
+        fitted: int = 0,
     ) -> None:
         self.source = source
         unique = tuple(dict.fromkeys(map(tuple, prompts)))
@@ -253,6 +263,11 @@ class PromptActivations:
         self.tree = PrefixTree([p + d for p, d in zip(unique, self.drafts, strict=True)])
         self.prompt_lengths = tuple(map(len, unique))
         self._rows = {prompt: row for row, prompt in enumerate(unique)}
+        fit_rows = range(len(dict.fromkeys(map(tuple, prompts[:fitted]))))
+        self._fit = PrefixTree([unique[row] for row in fit_rows])
+        nodes = self.tree.nodes_of(fit_rows, self.prompt_lengths[: len(fit_rows)])
+        self._fit_nodes = nodes[self._fit.first]
+        """Of each node of `_fit`, its node in `tree`."""
         self._layers = tuple(layers)
         self._streams: dict[str, Tensor] = {}
         self._reads: dict[int, BlockReads] = {}
@@ -271,7 +286,11 @@ class PromptActivations:
             size = self.tree.n_nodes * sum(weight.shape) * weight.element_size()
             while self._reads and size > self.source.memory.free_bytes() * READS_SHARE:
                 self._reads.pop(next(iter(self._reads)))
-            self._reads[layer] = block_reads(loaded, self.tree, stream, layer, batch)
+            reads = block_reads(loaded, self.tree, stream, layer, batch)
+            if self._is_apart:
+                own = block_reads(loaded, self._fit, stream[self._fit_nodes], layer, batch)
+                self._put_fitted(reads, own)
+            self._reads[layer] = reads
         self._reads[layer] = self._reads.pop(layer)  # the one used longest ago goes first
         return self._reads[layer]
 
@@ -281,9 +300,21 @@ class PromptActivations:
         if name in self._streams:
             return self._streams[name]
         load = self.source.load_or_capture
-        stream, kept = load("streams", rows, name, lambda: self._capture(point))
+        fitted = self._fit.lengths
+        stream, kept = load("streams", rows, name, lambda: self._capture(point), fitted)
         self._streams |= kept
         return stream
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether there is more than what a fit reads."""
+        return self._fit.n_rows > 0 and self._fit.sequences != self.tree.sequences
+
+    @torch.inference_mode()
+    def _put_fitted(self, whole: Iterable[Tensor], fitted: Iterable[Tensor]) -> None:
+        """Put what was computed of the fit's prompts by themselves in its places."""
+        for tensor, own in zip(whole, fitted, strict=True):
+            tensor[self._fit_nodes.to(tensor.device)] = own
 
     def _capture(self, point: int) -> dict[str, Tensor]:
         """Sweep for a stream and for as many of the others as host memory holds.
@@ -300,6 +331,9 @@ class PromptActivations:
         points = [point, *near[: max(0, int(room // max(1, size)) - 1)]]
         batch = sweep_batch(loaded, self.source.memory, len(points))
         captured = capture_streams(loaded, self.tree, sorted(points), batch)
+        if self._is_apart:
+            own = capture_streams(loaded, self._fit, sorted(points), batch)
+            self._put_fitted(captured.values(), own.values())
         return {_file_name(where): stream for where, stream in captured.items()}
 
 

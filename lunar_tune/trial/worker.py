@@ -99,7 +99,13 @@ class Worker:
             *self.encoder.prompts([record.question for record in fitted]),
             *self._asker.prompts([record.question for some in sets for record in some]),
         )
-        return PromptActivations(self._source, prompts, drafts=self.drafts, layers=self.spec.layers)
+        return PromptActivations(
+            self._source,
+            prompts,
+            drafts=self.drafts,
+            layers=self.spec.layers,
+            fitted=len(fitted),
+        )
 
     @cached_property
     def judge(self) -> Judge:

@@ -11,6 +11,7 @@ from typing import Any
 
 import engine_cases
 import pytest
+import torch
 from method_examples import same, weights
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -20,6 +21,7 @@ from lunar_tune.errors import TrialError
 from lunar_tune.methods.contract import Fit
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.evaluator import Check, drive
+from lunar_tune.trial.layer_scores import layer_scores
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import TRIAL, Task, TaskRunner
@@ -72,6 +74,47 @@ def test_a_16_bit_fit_is_looked_at_as_evaluated(spec: Specs, method: str, traine
     scores = run(1).evaluation.scores
     assert (look.epochs, look.forget_rouge1) == (1, scores["forget_rouge1"])
     assert look.retain_rouge1 == scores["retain_rouge1"]
+
+
+REPORTING: dict[str, dict[str, Any]] = {
+    "metrics": {"metrics": ("retain_mrr", "forget_perplexity", "refusal_quality")},
+    "no texts": {"text": False},
+    "factual": {"factual_data": "factual"},
+    "rows": {"evaluation_rows": 2, "retain_rows": 1},
+    "budget": {"max_new_tokens": 9},
+    "plain": {"engine": "plain"},
+    "early": {"changed": {"early_exit": True, "layers": (1,)}},
+}
+BY_MATRIX = ({"fix": ("epochs=2", "master_dtype=bfloat16")}, SETTING)
+BY_LOSS = ({"method": "gd", "fix": ("epochs=2", "batch_size=1")}, {"learning_rate": 0.01})
+
+
+@pytest.mark.parametrize(("options", "setting"), [BY_MATRIX, BY_LOSS])
+def test_what_reports_changes_no_bit_of_a_fit(
+    spec: Specs, options: dict[str, Any], setting: dict[str, float]
+) -> None:
+    """In 16 bits every batch of another shape rounds differently, and a fit amplifies that."""
+
+    def fitted(
+        before: Callable[[Worker], object] = lambda _: None, **more: Any
+    ) -> dict[str, torch.Tensor]:
+        worker = Worker(spec(dtype="bfloat16", **(options | more)))
+        before(worker)
+        seen: dict[str, torch.Tensor] = {}
+        worker.run(
+            setting,
+            inside=lambda _, edit: seen.update({n: w.clone() for n, w in edit.weights().items()}),
+        )
+        return seen
+
+    alone = fitted()
+    assert same(alone, fitted(lambda worker: worker.baseline(reported=True)))
+    assert same(alone, fitted(lambda worker: worker.run(setting, seed=5, full=True)))
+    if setting is SETTING:
+        scored = partial(layer_scores, coefficient=2.0, layers=(0, 1), rows=2)
+        assert same(alone, fitted(scored))
+    for name, more in REPORTING.items():
+        assert same(alone, fitted(Worker.baseline, **more)), name
 
 
 QUESTIONS = ("What of A_B, 1?", "Who are you?", "What of C_D, 0?")

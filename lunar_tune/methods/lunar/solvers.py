@@ -63,6 +63,7 @@ class _Problem(ABC):
 
     def __init__(self, tokens: Tokens, trained: Float[Tensor, "rows columns"]) -> None:
         self.tokens, self.inputs, self.trained = tokens, tokens.inputs, trained
+        self.nodes = tokens.nodes  # rows of `inputs`
         self.indicator = tokens.is_forget.to(trained)
         self.shift = tokens.shift.to(trained)
         self.gradient = torch.empty_like(trained)
@@ -106,11 +107,13 @@ class _Matrix(_Problem):
     def __init__(self, tokens: Tokens) -> None:
         own, weight = torch.contiguous_format, tokens.weight.detach()
         super().__init__(tokens, weight.T.to(torch.bfloat16, copy=True, memory_format=own))
-        self.inputs = self.inputs.to(self.trained)
+        # Of the fit's tokens alone: in 16 bits a product hangs on how many rows it has.
+        used, self.nodes = tokens.nodes.unique(return_inverse=True)
+        self.inputs = tokens.inputs[used].to(self.trained)
         self._originals = self.inputs @ self.trained
 
     def targets(self, batch: Int[Tensor, " batch"]) -> BatchOutputs:
-        original = self._originals[self.tokens.nodes[batch]]
+        original = self._originals[self.nodes[batch]]
         return original.addr_(self.indicator[batch], self.shift)
 
     def differentiate(self, h: BatchInputs, target: BatchOutputs) -> None:
@@ -175,7 +178,7 @@ def _train(
     problem: _Problem, learning_rate: float, *, settings: LunarSettings, seed: int
 ) -> tuple[float, ...]:
     """Minimise the mean squared error in place; return each epoch's mean loss."""
-    tokens, size = problem.tokens.nodes, settings.batch_size
+    tokens, size = problem.nodes, settings.batch_size
     step = _adamw(problem, settings.decay)
     generator = torch.Generator().manual_seed(seed)
     losses = []
