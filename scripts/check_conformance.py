@@ -1,7 +1,8 @@
 """Compare this implementation with what the authors' published code got on a small checkpoint.
 
 Covers: directions, and forget, retain and factual ROUGE-1 at the recorded settings, averaged over
-seeds, with the published bfloat16 matrix (judged) and an fp32 master (beside it).
+seeds, with the published bfloat16 matrix (judged) and an fp32 master (beside it), which is another
+fit at small learning rates: bfloat16 loses small updates.
 Does not cover: rank metrics.
 
 The folder holds `model/`, `data.json`, `directions.safetensors` and `results.json`; the factual and

@@ -35,7 +35,8 @@ class LunarSettings(CheckedSettings):
     batch_size: int = setting(64, least=1)
     """Tokens in a step of theirs; 64 as published."""
     master_dtype: str = setting("float32", choices=("float32", "bfloat16"))
-    """Number format of the trained matrix: float32, or bfloat16 as published."""
+    """Number format of the trained matrix: float32, or bfloat16 as published. At small learning
+    rates, .001 say, float32 forgets far more: bfloat16 loses small updates."""
     weight_decay: float | None = setting(None, least=0)
     """Decoupled weight decay; none means 0 for float32, torch's 0.01 for bfloat16 as published. In
     float32 the difference from W₀ is trained: decay pulls towards the original matrix."""
