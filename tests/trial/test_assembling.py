@@ -69,7 +69,7 @@ def test_depth_and_family_are_known_from_a_configuration_or_the_catalogue(
     assert f"{folder}: has 3 decoder blocks, --model qwen2.5-7b has 28" in wrong
     assert known_depth(RunOptions(model="Owner/Model")) is None
     (tmp_path / "config.json").write_text("{")
-    assert known_depth(RunOptions(model=str(tmp_path))) is None
+    assert "config.json cannot be read" in message_of(model=str(tmp_path))
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text('{"num_hidden_layers": 99}')
     monkeypatch.chdir(tmp_path)
