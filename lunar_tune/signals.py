@@ -91,6 +91,12 @@ def interrupted_once() -> Iterator[None]:
             _received.clear()
 
 
+def heed_again() -> None:
+    """Let SIGTERM reach Python's handler again, where C code has put the default in its place."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let an interruption wait for the end of the block, but for the fourth Ctrl-C."""

@@ -5,6 +5,7 @@ The first signal interrupts, those that follow let it end what it began.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pydoc
 import signal
@@ -24,7 +25,12 @@ from search_results import statuses
 
 from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.driver.persistence import write_mirrors
-from lunar_tune.signals import interrupted_once, is_interrupted, uninterrupted
+from lunar_tune.signals import (
+    heed_again,
+    interrupted_once,
+    is_interrupted,
+    uninterrupted,
+)
 from lunar_tune.study.folder import Folder
 
 ENDING = """
@@ -136,6 +142,21 @@ def test_a_signal_that_somebody_else_handles_or_ignores_is_left_to_them() -> Non
     signal.signal(signal.SIGTERM, lambda *_: heard.append("theirs"))
     search()
     assert heard == [2, 2, "theirs"]
+
+
+def test_a_handler_that_c_code_takes_away_is_put_back() -> None:
+    """As `ray.shutdown` does: a second SIGTERM would end the process before its report."""
+
+    def search() -> None:
+        with interrupted_once():
+            libc = ctypes.CDLL(None)
+            libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+            libc.signal(signal.SIGTERM, None)
+            heed_again()
+            send(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
 
 
 @pytest.mark.parametrize("lost", ["pipe", "terminal", "closed", "full"])

@@ -22,6 +22,7 @@ from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.backends import Backend, Resources, run_in_process
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.files import private_folder
+from lunar_tune.signals import heed_again
 from lunar_tune.study.folder import Folder
 
 # The dashboard, usage statistics and Tune's own tables, loggers and signal handler are noise here;
@@ -106,6 +107,7 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+            heed_again()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from lunar_tune.metrics.goal import METRICS, Metric
 from lunar_tune.models.device import limit_threads
 from lunar_tune.report.progress import RECORD
 from lunar_tune.secrets import without_secrets
-from lunar_tune.signals import is_interrupted
+from lunar_tune.signals import heed_again, is_interrupted
 from lunar_tune.study.folder import Folder
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task, TaskRunner, format_error
@@ -172,6 +172,7 @@ def run_on_ray(
             # that goes on without them is ended after a minute.
             with suppress(Exception):  # of a Ray without its processes: anything
                 ray.shutdown()
+            heed_again()  # the search is still to be reported
             raise
 
 
