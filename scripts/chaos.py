@@ -250,6 +250,7 @@ class Chaos:
         """
         try:
             compare = [sys.executable, "-m", "lunar_tune.compare", str(self.search)]
+            compare += ["--tracking-uri", self.uri]
             with (self.folder / "compare.log").open("ab") as log:
                 subprocess.run(compare, env=self._environment(), stdout=log, stderr=log, check=True)
             return self._checked(SearchResults.read(self.search))

@@ -150,7 +150,7 @@ def _installing(error: BaseException) -> str | None:
 
 def _migration_lock(uri: str) -> FileLock | nullcontext[None]:
     """Return a lock: processes that open a new sqlite store at once die in its migration."""
-    if (file := sqlite_file(uri)) is not None:
+    if (file := sqlite_file(uri)) is not None and uri not in _WHOLE:
         file.parent.mkdir(parents=True, exist_ok=True)
         # In a folder that cannot be written nobody makes a store anew.
         if os.access(file.parent, os.W_OK):

@@ -27,7 +27,8 @@ from lunar_tune.cli.export import export as COMMAND
 from lunar_tune.config.options import NONE, RunOptions
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model
-from lunar_tune.study.folder import Folder, read_answers, write_answers
+from lunar_tune.study.folder import Folder, answers_note, read_answers, write_answers
+from lunar_tune.study.study import keep_note
 from lunar_tune.yaml_files import read_yaml
 
 refused = partial(command_lines.refused, COMMAND)
@@ -279,7 +280,7 @@ def test_what_does_not_give_the_reported_answers_is_kept_and_called_unproven(
     file = Folder(search).answers(0, full=True)
     rows = read_answers(file)
     rows[2] = dataclasses.replace(rows[2], answer="something else")
-    write_answers(file, rows, ())
+    keep_note(Folder(search).journal, answers_note(file), write_answers(file, rows, ()))
     (tmp_path / "unlearned").mkdir()
     monkeypatch.chdir(tmp_path / "unlearned")
     result = without_ray(COMMAND, search, "--format", "checkpoint", "--save", ".")
