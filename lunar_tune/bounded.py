@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -28,21 +29,23 @@ def bounded(call: Callable[[], Any], *, seconds: int, memory: int = MEMORY) -> A
     """Return what a call gives, plain values for JSON, or raise a RuntimeError with its reason.
 
     The child is a fork, so the call sees all that is loaded; it must not use a device or threads.
-    It may take `seconds` of one core, twenty times that by the clock, and bytes of `memory`.
-    Other systems than Linux do not keep such limits: there the call runs in this process.
+    It may take `seconds` of one core, twenty times that by the clock, and bytes of `memory`. The
+    call runs in this process, without limits, on other systems than Linux and where a child may not
+    be made: in a worker of a pool, or where the system has no memory for one.
     """
-    if sys.platform != "linux":
-        try:
-            return call()
-        except Exception as error:
-            raise RuntimeError(str(error)) from error
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return _here(call)
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(call, seconds, memory, sending), daemon=True)
     with warnings.catch_warnings(), receiving:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there may be threads
-        child.start()
-        sending.close()
+        try:
+            child.start()
+        except OSError:
+            return _here(call)
+        finally:
+            sending.close()
         content, asleep = b"", False
         try:
             asleep = not receiving.poll(_PATIENCE * seconds)
@@ -53,6 +56,8 @@ def bounded(call: Callable[[], Any], *, seconds: int, memory: int = MEMORY) -> A
             child.kill()  # it has sent all that it had, or we were interrupted
             child.join()
     if not content:
+        if child.exitcode not in (0, -signal.SIGXCPU, -signal.SIGKILL):
+            raise RuntimeError(f"it ended its process (exit code {child.exitcode})")
         slow = asleep or child.exitcode == -signal.SIGXCPU
         what = f"{seconds} s" if slow else f"{memory >> 20} MiB of memory"
         raise OutOfBoundsError(f"it takes more than {what}")
@@ -62,10 +67,19 @@ def bounded(call: Callable[[], Any], *, seconds: int, memory: int = MEMORY) -> A
     return value
 
 
+def _here(call: Callable[[], Any]) -> Any:
+    """Return what a call gives in this process, or raise a RuntimeError with its reason."""
+    try:
+        return call()
+    except Exception as error:
+        raise RuntimeError(str(error) or type(error).__name__) from error
+
+
 def _run(call: Callable[[], Any], seconds: int, memory: int, sending: Connection) -> None:
     """Send, from the child, the call's error, empty if there is none, and its value."""
     import resource
 
+    gc.disable()  # a tensor of the parent's that dies here would call a device that is not there
     bounds = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_AS: psutil.Process().memory_info().vms + memory,

@@ -28,6 +28,7 @@ _MAX_FILE_BYTES = 2**28  # all of it is read at once
 _MAX_ROWS = 1_000_000
 _SMALL = 2**22  # bytes of text, of which no row takes long
 _SECONDS, _MEMORY = 10, 2 * 2**30  # for reading what is larger or compressed
+_BYTES_A_SECOND = 2**24  # of JSON Lines, measured on a shared core
 _GZIP_MAGIC = b"\x1f\x8b"
 _ARROW_FILE_MAGIC = b"ARROW1"
 _FEATHER_V1_MAGIC = b"FEA1"
@@ -71,15 +72,18 @@ def read_rows(path: Path, columns: Sequence[str], on_note: OnNote = unheard) -> 
     content = _read_bytes(path)
     read = partial(_READERS[format_of(path)], path, content, columns)
     if _READERS[format_of(path)] is _table_rows or len(content) > _SMALL:
-        _check_bounds(path, lambda: len(read(unheard)))
+        _check_bounds(path, lambda: len(read(unheard)), len(content))
     return read(lambda note: on_note(f"{path.name}: {note}"))
 
 
-def _check_bounds(path: Path, count: Callable[[], int]) -> None:
-    """Raise a DataError if a file takes too much to read: a kilobyte can stand for gigabytes."""
-    rows = 0
+def _check_bounds(path: Path, count: Callable[[], int], size: int) -> None:
+    """Raise a DataError if a file of so many bytes takes too much to read.
+
+    A kilobyte can stand for gigabytes.
+    """
+    rows, seconds = 0, _SECONDS + size // _BYTES_A_SECOND
     try:
-        rows = bounded(count, seconds=_SECONDS, memory=_MEMORY)
+        rows = bounded(count, seconds=seconds, memory=_MEMORY)
     except OutOfBoundsError as error:
         raise DataError(
             f"{path}: cannot be read: {error}. Write the rows that are meant into a smaller file"
@@ -153,10 +157,13 @@ def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)  # made once: files have a million lines
+
+
 def _parsed(text: str) -> tuple[object, str]:
     """Return what JSON says, or why it cannot be read."""
     try:
-        return json.loads(text, object_pairs_hook=_once), ""
+        return _DECODER.decode(text), ""
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         hint = (

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from made_outcomes import losses_of, trial_result
 from pages_by_hand import said
 
 from lunar_tune import files
+from lunar_tune.bounded import bounded
 from lunar_tune.errors import InputError
 from lunar_tune.secrets import is_masked, without_login, without_password, without_secrets
 from lunar_tune.study.folder import Folder, read_answers, write_result
@@ -144,3 +149,15 @@ def test_whatever_signs_a_password_has_none_is_left(password: str) -> None:
     assert without_login("http://token@host/x") == "http://host/x"
     assert not is_masked("sqlite:////tmp/***.db")
     assert without_password(hidden) == hidden
+
+
+def test_a_call_in_a_child_says_how_it_ended_and_a_worker_of_a_pool_calls_itself() -> None:
+    assert bounded(lambda: [1, "a"], seconds=5) == [1, "a"]
+    for call, reason in (
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"ended its process \(exit code -11\)"),
+    ):
+        with pytest.raises(RuntimeError, match=reason):
+            bounded(call, seconds=5)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(partial(bounded, os.getpid, seconds=5)) != os.getpid()
