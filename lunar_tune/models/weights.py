@@ -18,6 +18,7 @@ _WEIGHTS = "model.safetensors"  # or its index; what else lies there, libraries 
 _MOST_BLOCKS = 1000  # ten times those of the deepest models
 _MOST_BYTES = 200_000_000  # of a tokenizer's file; Gemma 3's has 33 million
 _MOST_SIZES = 2**31  # of one dimension
+_MOST_PACKED = 32  # weights in one number of a quantised file: of one bit each in an int32
 # Of PEFT's LoRA what changes more than a product of two matrices, and has not been tried.
 _UNTRIED = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication"),
@@ -96,7 +97,8 @@ def _check_sizes(config: dict[str, Any], folder: Path, option: str) -> None:
         wrong["num_hidden_layers"] = blocks
     heads = known.get("num_attention_heads", 1) * known.get("head_dim", 1)
     least, held = vocabulary * width + blocks * width * (inner + heads), n_stored(folder)
-    if not wrong and held is not None and least > held:
+    each = _MOST_PACKED if config.get("quantization_config") else 1
+    if not wrong and held is not None and least > held * each:
         wrong = known
     if wrong:
         asked = ", ".join(f"{name} {size:,}" for name, size in wrong.items())

@@ -134,6 +134,25 @@ def test_a_configuration_of_more_than_the_weights_hold_is_refused_at_once(
             look()
 
 
+def test_a_quantised_folder_is_called_quantised_and_still_bounded(folder: Path) -> None:
+    """Eight weights of 4 bits stand in one number, so it holds fewer than its configuration has."""
+    from safetensors.torch import load_file, save_file
+
+    def packed(weight: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(-(-weight.numel() // 8), dtype=torch.int32)
+
+    file, quantised = folder / "model.safetensors", {"quant_method": "awq", "bits": 4}
+    save_file({name: packed(weight) for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match="not the configuration of these weights"):
+        resolve_model(str(folder))
+    rewrite(folder / "config.json", quantization_config=quantised)
+    with pytest.raises(ModelError, match=r"quantised \(awq\).* Use the 16- or 32-bit checkpoint"):
+        load_model(resolve_model(str(folder)))
+    rewrite(folder / "config.json", vocab_size=10**7)
+    with pytest.raises(ModelError, match="not the configuration of these weights"):
+        resolve_model(str(folder))
+
+
 def test_what_would_hang_or_fill_the_memory_is_no_model(folder: Path) -> None:
     with (folder / "tokenizer.json").open("r+b") as sparse:
         sparse.truncate(2**40)
