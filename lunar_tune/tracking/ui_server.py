@@ -33,7 +33,9 @@ _OFFERED = {  # what its pages ask for; the proxy has no target, since no variab
     "POST": rf"graphql|{_API}/(?:experiments/(?:search|search-datasets|set-experiment-tag)|"
     "runs/(?:search|set-tag|delete-tag)|(?:datasets|logged-models|traces)/search)",
 }
+_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::[0-9]+)?", re.IGNORECASE)
 _ANSWERS = {
+    "host": "this is reached as 127.0.0.1 or localhost alone, through a tunnel too (ssh -L)",
     "address": "this is not the whole address: open the one that lunar-tune compare has printed",
     "origin": "this request comes from another page",
     "offer": "lunar-tune compare does not offer this: start mlflow server for all of MLflow",
@@ -43,9 +45,8 @@ _ANSWERS = {
 class Guard:
     """Lets requests through to an app that name the token, and ask for what is offered."""
 
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token
-        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it with status 403 and a line that says why."""
@@ -58,8 +59,11 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         _, given, rest = [*scope["path"].split("/", 2), "", ""][:3]
         problem = None
-        # A page of another site may have told its name to be this machine's.
-        if host not in self._hosts or not hmac.compare_digest(given.encode(), self._token.encode()):
+        # A page of another site may have told its name to be this machine's. The port may be that
+        # of a tunnel to another machine.
+        if _HOST.fullmatch(host) is None:
+            problem = "host"
+        elif not hmac.compare_digest(given.encode(), self._token.encode()):
             problem = "address"
         elif origin not in (None, f"http://{host}"):
             problem = "origin"
@@ -125,7 +129,7 @@ def main() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
     listening = socket.socket(fileno=int(sys.argv[1]))
     app = mlflow_app(os.environ[STORE], Path(os.environ[ROOT]))
-    guard = Guard(app, os.environ.pop(TOKEN), listening.getsockname()[1])
+    guard = Guard(app, os.environ.pop(TOKEN))
     config = uvicorn.Config(guard, access_log=False, lifespan="off", ws="none")
     uvicorn.Server(config).run([listening])
 

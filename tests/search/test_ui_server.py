@@ -30,10 +30,10 @@ def client() -> TestClient:
         return PlainTextResponse(f"{request.url.path}?{request.url.query}")
 
     inner = Starlette(routes=[Route("/{rest:path}", path_asked, methods=["GET", "POST", "DELETE"])])
-    return TestClient(Guard(inner, "s3cret", 5000), base_url=f"http://{HOST}")
+    return TestClient(Guard(inner, "s3cret"), base_url=f"http://{HOST}")
 
 
-@pytest.mark.parametrize("host", [HOST, "localhost:5000"])
+@pytest.mark.parametrize("host", [HOST, "localhost:5000", "localhost:8080", "127.0.0.1"])
 def test_who_has_the_address_sees_runs_and_keeps_views(client: TestClient, host: str) -> None:
     """The token goes no further: not to MLflow, nor, as a referrer, to other sites."""
     said = {"host": host}
@@ -62,7 +62,8 @@ def test_nothing_is_answered_without_the_token(client: TestClient, path: str) ->
     "headers",
     [
         {"host": "evil.example:5000"},
-        {"host": "127.0.0.1"},
+        {"host": "127.0.0.1.evil.example"},
+        {"host": "localhost:5000@evil.example"},
         {"host": "localhost.evil.example:5000"},
         {"host": ""},
         {"origin": "http://evil.example"},
