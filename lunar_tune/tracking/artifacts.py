@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lunar_tune.errors import InputError
 from lunar_tune.secrets import without_password
@@ -19,26 +20,42 @@ _ADDRESSES = (  # where a store of MLflow 3 keeps addresses of artifacts, by tab
     *(("experiments", "artifact_location"), ("runs", "artifact_uri")),
     *(("model_versions", "source"), ("model_versions", "storage_location")),
 )
+# What MLflow asks a server for; `models` stands for an address that is kept with a model.
+_REMOTE = {"http", "https", "mlflow-artifacts", "models"}
 
 
 def check_addresses(uri: str) -> None:
-    """Raise an InputError if a sqlite store keeps artifacts on a server.
+    """Raise an InputError if a sqlite store keeps artifacts on a server, or cannot be read.
 
-    Whoever wrote the file has chosen it, and MLflow would send it data and the user's token.
+    Whoever wrote the file has chosen it, and MLflow would send it data and the user's token. Its
+    own reading of an address counts, which a blank before it does not change.
     """
+    from mlflow.utils.uri import get_uri_scheme
+
     file = sqlite_file(uri)
     if file is None or not file.is_file():
         return
     for table, column in _ADDRESSES[:2]:  # of registered models nothing is fetched
-        with suppress(sqlite3.Error), closing(sqlite3.connect(file, timeout=1)) as database:
-            found = database.execute(
-                f"select {column} from {table} where {column} like 'http%://%' or "  # noqa: S608
-                f"{column} like 'mlflow-artifacts://%' limit 1"
-            ).fetchone()
-            if found is not None:
+        try:
+            with closing(sqlite3.connect(file)) as database:
+                found = database.execute(
+                    f"select distinct cast({column} as text) from {table} "  # noqa: S608
+                    f"where {column} not like 'file:///%' and {column} not like '/%'"
+                ).fetchall()
+        except sqlite3.Error as error:
+            if str(error).startswith("no such table"):  # which MLflow is about to make
+                continue
+            raise InputError(
+                f"the MLflow store {file} cannot be read: {error}. Wait for who writes it, or name "
+                "another store with --tracking-uri."
+            ) from error
+        for (address,) in found:
+            scheme, server = get_uri_scheme(address.strip()), urlsplit(address.strip()).netloc
+            # Without a server this one means the one that has the store, of which there is none.
+            if scheme in _REMOTE and (server or scheme != "mlflow-artifacts"):
                 raise InputError(
                     f"the MLflow store {file}: says that artifacts lie at "
-                    f"{without_password(found[0])}, a server that would be sent data and MLflow's "
+                    f"{without_password(address)}, a server that would be sent data and MLflow's "
                     "token. If you trust it, give the address of its tracking server with "
                     "--tracking-uri; else use another --output."
                 )

@@ -17,6 +17,7 @@ from lunar_tune.cli.search import search as COMMAND
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.errors import InputError
 from lunar_tune.tracking.address import default_tracking_uri, kept_uri, sqlite_file
+from lunar_tune.tracking.artifacts import check_addresses
 from lunar_tune.tracking.store import find_experiment, look_at, open_experiment, opened_store
 from lunar_tune.tracking.sync import Tracker
 
@@ -138,17 +139,40 @@ def test_a_deleted_experiment_says_how_to_restore_it_and_nothing_tried_is_left(u
             opening()
 
 
-@pytest.mark.parametrize("scheme", ["http", "mlflow-artifacts"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://evil/x",
+        " http://evil/x",
+        "HTTPS://evil/x",
+        "ht\ttp:/evil",
+        "mlflow-artifacts://evil",
+    ],
+)
+@pytest.mark.parametrize("kept", ["experiments set artifact_location", "runs set artifact_uri"])
 def test_a_store_in_a_file_names_no_server_that_is_sent_the_token(
-    uri: str, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, address: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     monkeypatch.setattr("requests.Session.request", None)
     file = copy_store(sqlite_file(uri), tmp_path / "mlflow.db")
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("update experiments set artifact_location = ?", (f"{scheme}://evil/x",))
-    with pytest.raises(InputError, match=f"artifacts lie at {scheme}://evil/x, a server that"):
+        database.execute("insert into runs (run_uuid, experiment_id) values ('x', 0)")
+        database.execute(f"update {kept} = ?", (address,))
+    with pytest.raises(InputError, match=f"artifacts lie at {address}, a server that"):
         Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
+
+
+def test_a_store_that_cannot_be_looked_into_is_not_taken_for_harmless(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = copy_store(sqlite_file(uri), tmp_path / "mlflow.db")
+    connect = sqlite3.connect
+    monkeypatch.setattr("sqlite3.connect", lambda path: connect(path, timeout=0))
+    with closing(connect(file)) as database:
+        database.execute("begin exclusive")
+        with pytest.raises(InputError, match="cannot be read: database is locked"):
+            check_addresses(default_tracking_uri(tmp_path))
 
 
 def test_the_experiment_that_mlflows_number_names_is_taken(
