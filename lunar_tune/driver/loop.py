@@ -7,12 +7,12 @@ comes first, then the trials, then full evaluations of the best until one keeps 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import InputError, LunarTuneError
@@ -31,6 +31,9 @@ from lunar_tune.trial.tasks import (
     format_error,
 )
 
+if TYPE_CHECKING:
+    from lunar_tune.trial.worker import TrialResult  # loads torch
+
 NO_RESULT = "the trial ended without a result"
 ATTEMPTS = 3
 """How often a task is begun whose worker is lost: a machine's fault, or at last the task's own."""
@@ -42,8 +45,8 @@ NextTask = Task | Literal["done"] | None  # None: ask again when something that 
 class Listener(Protocol):
     """Hears of what happens, when files and study have it."""
 
-    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
-        """Judge the base model and open the study; raise to go no further."""
+    def begin(self, outcome: Outcome) -> Study:
+        """Judge the base model, keep its answers in an open study; raise to go no further."""
 
     def ended(self, row: TrialRow) -> None:
         """Hear that a trial has ended."""
@@ -53,6 +56,12 @@ class Listener(Protocol):
 
     def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
         """Hear what a full evaluation gave; the next best is confirmed unless its result holds."""
+
+
+def keep_answers(study: Study, path: Path, result: TrialResult, *, text: bool) -> None:
+    """Write answers that are no trial's row, perhaps over earlier ones, and note their digest."""
+    study.note(answers_note(path), None)  # a kill while both change leaves what nothing is known of
+    study.note(answers_note(path), write_result(path, result, text=text))
 
 
 @dataclass(eq=False, repr=False)
@@ -74,7 +83,6 @@ class SearchLoop:
         self.found = False
         """Whether a full evaluation has confirmed a setting."""
         self._goal = goal_of(self.config)
-        self._write = functools.partial(write_result, text=self.config.text)
         self._deadline = math.inf
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
@@ -152,7 +160,8 @@ class SearchLoop:
         failure = outcome.failure
         if outcome.result is not None:
             try:
-                digest = self._write(self.folder.answers(task.number), outcome.result)
+                path = self.folder.answers(task.number)
+                digest = write_result(path, outcome.result, text=self.config.text)
             except OSError as error:  # a full disk may have room again
                 failure = Failure(reason=format_error(error), transient=True)
             else:
@@ -198,8 +207,7 @@ class SearchLoop:
             kind = InputError if failure.wrong_input else LunarTuneError
             self.error = kind(failure.reason)
         elif outcome.result is not None:
-            digest = self._write(self.folder.answers(None), outcome.result)
-            self.study = self.listener.begin(outcome, answers_digest=digest)
+            self.study = self.listener.begin(outcome)
             self.known_model = self.known_model or outcome.model
             self._started = len(self.study.ended)
             if self.config.time_budget is not None:
@@ -216,7 +224,7 @@ class SearchLoop:
         for number, result in ((task.number, outcome.result), (None, outcome.baseline)):
             if result is not None and self.study is not None:
                 path = self.folder.answers(number, full=True)
-                self.study.note(answers_note(path), self._write(path, result))
+                keep_answers(self.study, path, result, text=self.config.text)
         if outcome.result is not None:
             # What nothing was tuned on must not choose between settings either.
             kept = self._goal.is_kept(outcome.result.evaluation.scores)

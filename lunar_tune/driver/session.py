@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from lunar_tune.display import warn
 from lunar_tune.driver.backends import Backend, BackendLostError, Resources
-from lunar_tune.driver.loop import MAX_FAILURES, NO_RESULT, SearchLoop
+from lunar_tune.driver.loop import MAX_FAILURES, NO_RESULT, SearchLoop, keep_answers
 from lunar_tune.driver.persistence import (
     search_document,
     signature_of,
@@ -35,7 +35,7 @@ from lunar_tune.report.summary import (
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
-from lunar_tune.study.folder import Folder, answers_note
+from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
@@ -117,7 +117,7 @@ class SearchSession:
             return EXIT_INFEASIBLE, f"A full evaluation failed ({self._unconfirmed})."
         return EXIT_INFEASIBLE, None
 
-    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
+    def begin(self, outcome: Outcome) -> Study:
         """Judge the base model; open the study and describe the search."""
         if outcome.result is None:
             raise AssertionError("a base model without a result begins no search")
@@ -149,13 +149,14 @@ class SearchSession:
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
         self.study = open_study(self.folder, plan.space, config)
+        # Not before: a resume that is refused leaves the answers that are there.
+        keep_answers(self.study, self.folder.answers(None), outcome.result, text=config.text)
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
             "description": tracked_description(plan),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),
-            answers_note(self.folder.answers(None)): answers_digest,
             "model": before.get("model") or outcome.model,
             "tags": plan.spec.tags,
             "signature": self._signature,

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_outcomes import N_RETAIN, base_model, ended, failed
+from made_outcomes import N_RETAIN, base_model, ended, failed, trial_result
 from optuna.trial import TrialState
 from test_study import frozen, study_in
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.driver.loop import DONE, SearchLoop
+from lunar_tune.driver.loop import DONE, SearchLoop, keep_answers
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Study
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
 
@@ -40,9 +41,7 @@ class Heard:
         facts = {"n_retain": N_RETAIN, "layer_coefficient": coefficient, "known_model": known_model}
         self.loop = SearchLoop(self, self.folder, config, **facts)
 
-    def begin(self, outcome: Outcome, *, answers_digest: str) -> Study:
-        content = self.folder.answers(None).read_bytes()
-        assert answers_digest == hashlib.sha256(content).hexdigest()
+    def begin(self, outcome: Outcome) -> Study:
         scores = outcome.result.evaluation.scores
         self.news.append(("base model", (scores["forget_rouge1"], outcome.plain_decoding)))
         self.layer_prior = outcome.layer_prior
@@ -213,6 +212,31 @@ def test_what_was_held_out_does_not_choose_between_settings(tmp_path: Path) -> N
     heard.confirm("4", retain=0.1)
     assert heard.loop.next("5") == DONE
     assert heard.news[-1][0] == "holds"
+
+
+def test_answers_written_again_are_taken_for_exchanged_at_no_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = begun(tmp_path)
+    path = heard.folder.answers(None)
+    keep_answers(heard.study, path, trial_result(1.0, 0.9), text=True)
+
+    def killed(path: Path, *_: Any, **__: Any) -> str:
+        path.write_bytes(b"other answers")
+        raise KeyboardInterrupt
+
+    def exchanged() -> list[Path]:
+        return StoredSearch(folder=heard.folder, study=heard.study.stored).changed_answers
+
+    assert exchanged() == []
+    with monkeypatch.context() as patch:
+        patch.setattr("lunar_tune.driver.loop.write_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keep_answers(heard.study, path, trial_result(1.0, 0.8), text=True)
+    assert exchanged() == []
+    keep_answers(heard.study, path, trial_result(1.0, 0.8), text=True)
+    path.write_bytes(b"other answers")
+    assert exchanged() == [path]
 
 
 def test_a_trial_whose_worker_is_lost_runs_again_and_is_counted_once(heard: Heard) -> None:

@@ -162,7 +162,7 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
     def begun(recommended: list[int], retain: float) -> str:
         session = session_of(plan, folder, MagicMock(), console=console)
         prior = prior_of(CURVE, recommended).document()
-        study = session.begin(base_model(1.0, retain, layer_prior=prior), answers_digest="a")
+        study = session.begin(base_model(1.0, retain, layer_prior=prior))
         session._display.doing(None)
         assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
         assert study.ask()[1]["layer"] == 3
@@ -170,8 +170,10 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
 
     assert "differently" not in begun([2, 3], 1.0)
     assert "a little differently" in begun([3], 0.99)
+    kept = folder.answers(None).stat()
     with pytest.raises(InputError, match="differs from that of the earlier"):
         begun([3], 0.9)
+    assert folder.answers(None).stat() == kept, "a resume that is refused leaves the answers"
     config = read_yaml(folder.config)
     assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
 
@@ -187,7 +189,7 @@ def test_a_search_of_another_model_of_the_same_name_is_pointed_out(tmp_path: Pat
         folder.path.mkdir()
         told = dataclasses.replace(plan, config=config)
         session = session_of(told, folder, MagicMock(), console=console)
-        session.begin(base_model(model={"weights": ["float32", "a"]}), answers_digest="a")
+        session.begin(base_model(model={"weights": ["float32", "a"]}))
         session._display.doing(None)
         said = f"{other.path} searched another tiny: its weights differ"
         assert (said in console.export_text()) is (digest == "b")
