@@ -283,7 +283,7 @@ class PromptActivations:
             stream = self._stream(layer)
             batch = sweep_batch(loaded, self.source.memory, 0)
             weight = loaded.layout.down_projection_of(loaded.model, layer).weight
-            size = self.tree.n_nodes * sum(weight.shape) * weight.element_size()
+            size = self._held_nodes * sum(weight.shape) * weight.element_size()
             while self._reads and size > self.source.memory.free_bytes() * READS_SHARE:
                 self._reads.pop(next(iter(self._reads)))
             reads = block_reads(loaded, self.tree, stream, layer, batch)
@@ -310,6 +310,11 @@ class PromptActivations:
         """Whether there is more than what a fit reads."""
         return self._fit.n_rows > 0 and self._fit.sequences != self.tree.sequences
 
+    @property
+    def _held_nodes(self) -> int:
+        """The nodes whose values are held at a time: of all rows, then of the fit's as well."""
+        return self.tree.n_nodes + (self._fit.n_nodes if self._is_apart else 0)
+
     @torch.inference_mode()
     def _put_fitted(self, whole: Iterable[Tensor], fitted: Iterable[Tensor]) -> None:
         """Put what was computed of the fit's prompts by themselves in its places."""
@@ -322,7 +327,7 @@ class PromptActivations:
         What finds no room on disk afterwards stays in memory, oldest out first.
         """
         loaded = self.source.loaded
-        size = self.tree.n_nodes * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
+        size = self._held_nodes * loaded.model.config.hidden_size * loaded.model.dtype.itemsize
         room = psutil.virtual_memory().available * SWEEP_SHARE
         while self._streams and size > room:
             self._streams.pop(next(iter(self._streams)))

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ import torch
 from engine_cases import PROMPTS, full_forwards
 from torch import Tensor
 
+from lunar_tune.engine import activations
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
+from lunar_tune.engine.forward import PrefixTree
 from lunar_tune.models import digests
 from lunar_tune.models import fingerprint as fingerprints
 from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.fingerprint import fingerprint
 from lunar_tune.models.loading import LoadedModel, load_model
 
@@ -88,6 +92,36 @@ def test_layers_are_captured_on_demand(model: LoadedModel, tmp_path: Path) -> No
             assert_right(activations, layer)
     names = sorted(file.stem for file in tmp_path.rglob("*.safetensors"))
     assert names == ["point-000", "point-001", "point-002"]
+
+
+@pytest.mark.parametrize(("fitted", "together"), [(0, 2), (3, 1)])
+def test_what_a_fit_reads_by_itself_counts_as_memory_too(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, fitted: int, together: int
+) -> None:
+    """There is room for two streams, or for one block's reads, of all rows, and no byte more."""
+    swept: list[tuple[int, int]] = []
+    sweep, nodes, config = activations._sweep, PrefixTree(PROMPTS).n_nodes, model.model.config
+
+    def spy(*args: Any, **options: Any) -> list[Tensor]:
+        found = sweep(*args, **options)
+        swept.append((len(found), sum(one.nbytes for one in found)))
+        return found
+
+    room = 2 * 4 * nodes * config.hidden_size
+    host = SimpleNamespace(available=room / activations.SWEEP_SHARE)
+    free = 4 * nodes * (config.hidden_size + config.intermediate_size) / activations.READS_SHARE
+    monkeypatch.setattr(activations, "_sweep", spy)
+    monkeypatch.setattr(activations, "psutil", SimpleNamespace(virtual_memory=lambda: host))
+    monkeypatch.setattr(DeviceMemory, "free_bytes", lambda _: int(free) + 1)
+    known = PromptActivations(ActivationSource(model), PROMPTS, layers=(1, 2), fitted=fitted)
+    first, _ = known.reads(1), known.reads(2)
+    streams = swept[: 2 if fitted else 1]
+    assert streams[0][0] == together
+    assert sum(size for _, size in streams) <= room
+    swept.clear()
+    for found, before in zip(known.reads(1), first, strict=True):
+        assert torch.equal(found, before)
+    assert bool(swept) == bool(fitted), "they stay while the next block's find room"
 
 
 def test_keys_follow_what_is_computed(loaded: Load, model: LoadedModel, tmp_path: Path) -> None:
