@@ -183,14 +183,17 @@ def _csv_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) 
     separator = max(_SEPARATORS, key=header.count)
     if separator == ";":
         on_note("semicolons separate its columns")
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    written = io.StringIO(text, newline="").readlines()
+    lines = csv.reader(written, delimiter=separator, strict=True)
     rows: list[Row] = []
     try:
         names = [name.strip() for name in next(lines, [])]
         if len(set(names)) < len(names):
             raise DataError(f"{path}: its first line names a column twice: {listed(names)}")
+        start = lines.line_num
         for cells in lines:
-            problem = _csv_problem(cells, names)
+            problem = _csv_problem(cells, names, "".join(written[start : lines.line_num]))
+            start = lines.line_num
             if cells:
                 content = dict(zip(names, cells, strict=False))
                 rows.append(Row(f"line {lines.line_num}", content, problem))
@@ -200,12 +203,16 @@ def _csv_rows(path: Path, raw: bytes, _columns: Sequence[str], on_note: OnNote) 
     return rows
 
 
-def _csv_problem(cells: Sequence[str], names: Sequence[str]) -> str:
-    """Say what is wrong with a row of CSV that is read without an error, if anything is."""
+def _csv_problem(cells: Sequence[str], names: Sequence[str], written: str) -> str:
+    """Say what is wrong with a row of CSV that is read without an error, if anything is.
+
+    `written` is the row as it stands in the file.
+    """
     if len(cells) != len(names):
         wrong = f"has {len(cells)} columns, the first line names {len(names)}"
         return f"{wrong}; put a text that holds the sign between columns into quotes"
-    if any(cell[:1].isspace() and cell.lstrip()[:1] == '"' for cell in cells):
+    spaced = [cell for cell in cells if cell[:1].isspace() and cell.lstrip()[:1] == '"']
+    if any('"' + cell.replace('"', '""') + '"' not in written for cell in spaced):
         return "has a space before a quotation mark, which would belong to the text; remove it"
     return "repeats the names of the columns; remove it" if [*cells] == [*names] else ""
 

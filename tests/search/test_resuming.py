@@ -269,6 +269,16 @@ def test_a_link_in_a_searchs_folder_is_followed_nowhere(tmp_path: Path, name: st
         find_search(folder)
 
 
+def test_a_file_that_goes_while_a_folder_is_looked_through_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search under way writes its files by other names at first."""
+    folder = begun(tmp_path)[1].path
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / ".gone"])
+    assert find_search(folder).path == folder
+
+
 def test_a_password_that_was_not_kept_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
