@@ -213,6 +213,11 @@ def halves_by_edge(
         count = (len(here) + 1) // 2 - sum(in_first.get(question, False) for question in here)
         chosen = set(generator.sample(new, min(max(count, 0), len(new))))
         in_first |= {question: question in chosen for question in new}
+        if len({in_first[question] for question in here}) < 2:
+            raise DataError(
+                f"edge {edge!r} shares all of its questions with others that are in one half: none "
+                "is left for the other half. Give it a question of its own, or try another --seed"
+            )
     first = [in_first[question] for question in asked]
     return (
         tuple(record for record, is_first in zip(records, first, strict=True) if is_first),

@@ -240,3 +240,20 @@ def test_the_same_question_in_another_form_is_a_conflict_and_falls_into_one_half
     assert {*SAME} <= {record.question for record in second}
     with pytest.raises(DataError, match="edge 'a' has one question"):
         halves_by_edge(records[:3], seed=0)
+
+
+@pytest.mark.parametrize("before", [(True, True), (False, False), (True, False)])
+def test_an_edge_whose_questions_other_sets_have_in_one_half_is_refused(
+    before: tuple[bool, bool],
+) -> None:
+    known = {"q0?": before[0], "q1?": before[1]}
+    assert [normalised(text) for text in ("Q0?", "Q1?")] == list(known)
+    records = [Record("Q0?", "A.", "b"), Record("Q1?", "A.", "b")]
+    if before[0] != before[1]:
+        first, second = halves_by_edge(records, seed=0, in_first=dict(known))
+        assert (first, second) == ((records[0],), (records[1],))
+        return
+    with pytest.raises(DataError, match="edge 'b' shares all of its questions"):
+        halves_by_edge(records, seed=0, in_first=dict(known))
+    own = Record("Q2?", "A.", "b")
+    assert all(halves_by_edge([*records, own], seed=0, in_first=dict(known)))
