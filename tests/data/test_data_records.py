@@ -453,6 +453,17 @@ def test_what_other_programs_write_is_read_as_the_same_pairs_with_a_word_on_how(
     assert all(note.startswith(f"{name}: ") for note in notes)
 
 
+def test_a_text_in_quotes_may_begin_with_a_space_and_a_quotation_mark(tmp_path: Path) -> None:
+    """As Python's csv writes it; an unquoted one beside it is still refused."""
+    said = Record(' "Who?", she\nasked', '\t"He."', "A")
+    write_csv(path := tmp_path / "r.csv", [said, THREE[0]])
+    assert read_records(path) == (said, THREE[0])
+    with path.open("a") as file:
+        file.write('"He.",A, "Who?"')
+    with pytest.raises(DataError, match="line 5: has a space before a quotation mark"):
+        read_records(path)
+
+
 def test_letters_that_were_lost_before_are_noted(tmp_path: Path) -> None:
     notes: list[str] = []
     read_prompts(written(tmp_path, "Where is K\ufffdln?\nWho?", "p.txt"), on_note=notes.append)
