@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 _HIDDEN = "***"
-_SECRET_NAME = re.compile(
-    "TOKEN|PASSWORD|PASSWD|PASSPHRASE|_PWD|SECRET|API_?KEY|ACCESS_?KEY|_KEY$|CONNECTION_STRING",
+_SECRET_NAME = re.compile(  # RAY_AUTH_TOKEN_PATH is a place, MAX_NEW_TOKENS a number
+    "^(?!.*(?:_PATH|_FILE|_DIR|(?:MAX|MIN|NUM)_(?:.*_)?TOKENS)$|.*TOKENIZER)"
+    ".*(?:TOKEN|PASSWORD|PASSWD|PASSPHRASE|_PWD|SECRET|API_?KEY|ACCESS_?KEY|_KEY$|"
+    "CONNECTION_STRING)",
     re.IGNORECASE,
 )
 _LEAST_SECRET = 6  # characters; a shorter one would blot out words

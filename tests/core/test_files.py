@@ -115,6 +115,8 @@ def test_each_evaluation_has_a_file_of_its_own_and_a_later_one_wins(tmp_path: Pa
 
 def test_secrets_are_left_out() -> None:
     environment = {"HF_TOKEN": "hf_verysecret", "MY_PASSWORD": "a", "PWD": "/root/here"}
+    environment |= {"MAX_NEW_TOKENS": "131072", "HF_TOKEN_PATH": "/cache/token"}
+    environment |= {"AWS_ACCESS_KEY_ID": "AKIA1234", "TOKENIZER": "gpt2-xl", "API_TOKENS": "t0k3n5"}
     environment |= {"MYSQL_PWD": "s3cretpwd", "KAGGLE_KEY": "s3cret/pw"}
     for text, expected in (
         ("mysql+pymysql://me:p@ss/w:rd@host/db and", "mysql+pymysql://me:***@host/db and"),
@@ -130,6 +132,8 @@ def test_secrets_are_left_out() -> None:
         ("{'Authorization': 'Basic bWU6YWJj', 'n': 1}", "{'Authorization': 'Basic ***', 'n': 1}"),
         ("token hf_aBcDeFgHiJkLmNoPqRsTuVw is invalid", "token hf_*** is invalid"),
         ("Bearer hf_verysecret, s3cretpwd! s3cret%2Fpw", "Bearer ***, ***! ***"),
+        ("AKIA1234 t0k3n5", "*** ***"),
+        *(2 * (same,) for same in ("131072 tokens", "/cache/token is", "gpt2-xl has")),
         *(2 * (same,) for same in ("http://127.0.0.1:5000 is", "sqlite:////tmp/a", "a /root/here")),
         *(2 * (same,) for same in ("postgresql://me@host/db?n=1", "sftp://me@host", "tokens=4")),
     ):
