@@ -80,6 +80,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
         with problems.collect():
             check_save_folder(options.save, resumable=True)
         run = shared_options(options, RunOptions, without={"fix"})
+        uri = problems.attempt(lambda: named_uri(options.tracking_uri))
         job = assemble_finetuning(run, fixed, problems)
     job = materialise(job, console)
     model, settings = job.model, job.settings
@@ -100,7 +101,7 @@ def finetune(options: FinetuneOptions, problems: Problems) -> int:
     }
     print_plan(console, facts)
     place = options.save.resolve()
-    uri = named_uri(options.tracking_uri) or default_tracking_uri(place.parent)
+    uri = uri or default_tracking_uri(place.parent)
     with working(console, "opening the tracking store"):
         tracker = Tracker(uri, EXPERIMENT, place.name)
     done = finetune_tracked(job, options.save, console=console, tracker=tracker, text=options.text)

@@ -78,7 +78,9 @@ def table5(options: TableOptions, problems: Problems) -> int:
     shared = shared_options(options, SearchConfig, without={"model", "data", "method"})
     if shared.model_path is not None and len(models) > 1:
         problems.add("--model-path belongs to one model: give one with --model.")
-    shared = dataclasses.replace(shared, tracking_uri=named_uri(shared.tracking_uri))
+    shared = dataclasses.replace(
+        shared, tracking_uri=problems.attempt(lambda: named_uri(options.tracking_uri))
+    )
     cells = []
     with problems.collect():
         seeds = {"seed": options.seed, "seeds": options.seeds}

@@ -274,7 +274,7 @@ class SearchConfig(RunOptions):
 
     def _check_place(self, problems: Problems) -> None:
         """Note stores that are none, and devices that Ray cannot give."""
-        if self.tracking_uri is not None and not _is_store(self.tracking_uri):
+        if self.tracking_uri is not None and not is_store(self.tracking_uri):
             problems.add(
                 f"--tracking-uri {without_password(self.tracking_uri)}: must be an MLflow server "
                 "such as http://host:5000, or a database such as sqlite:///runs/mlflow.db (? is "
@@ -319,7 +319,7 @@ def check_permitted(
         )
 
 
-def _is_store(uri: str) -> bool:
+def is_store(uri: str) -> bool:
     """Say whether an address has the form of one that MLflow 3 keeps runs at."""
     parts, named = urllib.parse.urlsplit(uri), True
     if parts.scheme in {"http", "https"}:

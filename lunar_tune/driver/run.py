@@ -43,6 +43,8 @@ from lunar_tune.tracking.address import (
     URI_VARIABLE,
     default_tracking_uri,
     named_uri,
+    of_environment,
+    uri_of_environment,
     with_password,
 )
 from lunar_tune.tracking.store import look_at, opened_store
@@ -72,7 +74,7 @@ def start_search(
         known = options_of(SearchConfig)
         config, before = resumed({n: getattr(config, n) for n in given if n in known}, problems)
         told, folder = {**before, **told}, Folder((config.output / str(config.name)).resolve())
-    elif (uri := named_uri(config.tracking_uri)) != config.tracking_uri:
+    elif (uri := problems.attempt(lambda: named_uri(config.tracking_uri))) != config.tracking_uri:
         config, told["tracking_uri"] = dataclasses.replace(config, tracking_uri=uri), URI_VARIABLE
     plan = plan_search(config, problems, doing)
     spec = plan.spec
@@ -81,6 +83,10 @@ def start_search(
     doing(None)
     if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
         warn(console, warning)
+    uri = default_tracking_uri(config.output)
+    is_other = uri_of_environment() is not None and of_environment(uri) is None
+    if folder is not None and config.tracking_uri is None and is_other:
+        warn(console, f"{URI_VARIABLE} is not heeded: {folder.name} has its runs in {uri}")
     elsewhere = dry_run or "tracking_uri" in given
     if folder is not None and not elsewhere and is_finished(folder, config.num_trials):
         results = SearchResults.read(folder.path)

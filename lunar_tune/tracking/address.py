@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from lunar_tune.config.options import is_store
 from lunar_tune.errors import InputError
 from lunar_tune.secrets import is_masked, without_password
 from lunar_tune.study.stored_search import StoredSearch
@@ -22,8 +23,23 @@ def default_tracking_uri(output: Path) -> str:
 
 
 def named_uri(given: str | None) -> str | None:
-    """Return the URI that is given, else that of MLFLOW_TRACKING_URI, as MLflow's users expect."""
-    return given or os.environ.get(URI_VARIABLE) or None
+    """Return the URI that is given, else that of MLFLOW_TRACKING_URI, as MLflow's users expect.
+
+    An InputError says of the variable, which another project may have set, that it names no store.
+    """
+    own = uri_of_environment()
+    if given or own is None or is_store(own):
+        return given or own
+    raise InputError(
+        f"{URI_VARIABLE}={without_password(own)} is set in the environment and names no MLflow "
+        "server or database; MLflow 3 writes no folders of files. Unset it, or give "
+        "--tracking-uri, such as sqlite:///runs/mlflow.db."
+    )
+
+
+def uri_of_environment() -> str | None:
+    """Return what MLFLOW_TRACKING_URI says, if it says anything."""
+    return os.environ.get(URI_VARIABLE) or None
 
 
 def _sqlite_uri(file: Path) -> str:
@@ -67,8 +83,8 @@ def with_password(kept: str, search: str) -> str:
 
 def of_environment(kept: str) -> str | None:
     """Return the address in MLflow's own variable if it names the same store, else None."""
-    own = named_uri(None)
-    return own if own is not None and kept_uri(own) == kept else None
+    own = uri_of_environment()
+    return own if own is not None and is_store(own) and kept_uri(own) == kept else None
 
 
 def store_of(search: StoredSearch, given: str | None = None) -> str:

@@ -211,8 +211,10 @@ def test_whatever_signs_a_folder_has_all_of_a_search_lies_in_it(
     options = [*small_options(Path(model), place), "--in-process", "--name", ODD, "--force"]
     with chdir(place):
         succeeded(COMMAND, *options, "--constrain", "retain_rouge1>=0", "--num-trials", 1)
-    resumed = without_ray(COMMAND, "--resume", place / "runs" / ODD, "--num-trials", 2, "--force")
+    more, own = ("--num-trials", 2, "--force"), {"MLFLOW_TRACKING_URI": "file:///others/mlruns"}
+    resumed = without_ray(COMMAND, "--resume", place / "runs" / ODD, *more, **own)
     assert resumed.exit_code == 0, resumed.output
+    assert "MLFLOW_TRACKING_URI is not heeded" in resumed.output
     succeeded(COMPARE, place / "runs" / ODD, "--save", place / "page?.html")
     assert [one.name for one in tmp_path.iterdir()] == [ODD]
     with opened_store(default_tracking_uri(place / "runs")) as client:
@@ -230,6 +232,6 @@ def test_the_address_in_the_environment_is_taken_and_said(small: list[str], tmp_
     assert f"{tmp_path}/other.db, to be created (MLFLOW_TRACKING_URI)" in planned
     given = ("--tracking-uri", f"sqlite:///{tmp_path}/given.db")
     assert "MLFLOW" not in succeeded(COMMAND, *small, *dry, *given, **store)
-    assert "MLFLOW_TRACKING_URI is taken" in refused(
+    assert "MLFLOW_TRACKING_URI=mlruns is set in the environment" in refused(
         COMMAND, *small, *dry, MLFLOW_TRACKING_URI="mlruns"
     )
