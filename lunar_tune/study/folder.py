@@ -202,7 +202,10 @@ def _check_own(folder: Path) -> None:
     """Raise an InputError if what is written or read in a search's folder would be elsewhere."""
     entries = *folder.iterdir(), *folder.glob("trials/*"), *folder.glob("pictures/*")
     for entry in entries:
-        mode = entry.lstat().st_mode
+        try:
+            mode = entry.lstat().st_mode
+        except FileNotFoundError:  # what a search under way writes has another name at first
+            continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(
                 f"{entry}: is a link or a device. What a search reads and writes lies in its "
