@@ -62,8 +62,17 @@ def check_addresses(uri: str) -> None:
 
 
 def beside(file: Path) -> Path:
-    """Return the folder of a sqlite store's artifacts."""
-    return (file.parent / ARTIFACTS).resolve()
+    """Return the folder of a sqlite store's artifacts, or raise an InputError if it is a link.
+
+    Whoever made the store could have all that it names written to, and shown.
+    """
+    folder = file.parent.resolve() / ARTIFACTS
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder}: is a link. What MLflow keeps lies beside its store: put the folder itself "
+            "there, or move the whole folder with the store."
+        )
+    return folder
 
 
 def bring_artifacts(uri: str) -> None:

@@ -20,6 +20,7 @@ from lunar_tune.tracking.address import default_tracking_uri, kept_uri, sqlite_f
 from lunar_tune.tracking.artifacts import check_addresses
 from lunar_tune.tracking.store import find_experiment, look_at, open_experiment, opened_store
 from lunar_tune.tracking.sync import Tracker
+from lunar_tune.tracking.ui import served
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and SQLAlchemy's
 ODD = "a b%41?c#d;é'\":e"
@@ -161,6 +162,17 @@ def test_a_store_in_a_file_names_no_server_that_is_sent_the_token(
         database.execute(f"update {kept} = ?", (address,))
     with pytest.raises(InputError, match=f"artifacts lie at {address}, a server that"):
         Tracker(default_tracking_uri(tmp_path), EXPERIMENT, "x")
+
+
+def test_a_link_in_place_of_the_artifacts_is_refused(uri: str, tmp_path: Path) -> None:
+    copy_store(sqlite_file(uri), tmp_path / "mlflow.db")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "mlartifacts").symlink_to(tmp_path / "home")
+    linked = default_tracking_uri(tmp_path)
+    for opening in (lambda: Tracker(linked, EXPERIMENT, "x"), lambda: served(linked).__enter__()):
+        with pytest.raises(InputError, match="mlartifacts: is a link"):
+            opening()
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_a_store_that_cannot_be_looked_into_is_not_taken_for_harmless(
