@@ -101,7 +101,9 @@ def _store(results: Sequence[SearchResults], given: str | None, problems: Proble
 
 def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
     """Show the comparison on the store's own server, or on one that runs until Ctrl-C."""
+    from lunar_tune.tracking.address import sqlite_file
     from lunar_tune.tracking.ui import opening_page, served
+    from lunar_tune.tracking.ui_server import NO_FILES
 
     # Before the server starts, which would bring an older store up to date at the same time.
     views = _written(results, uri)
@@ -110,6 +112,8 @@ def _show(results: Sequence[SearchResults], uri: str, console: Console) -> None:
         if not uri.startswith(("http://", "https://")):
             console.print("starting MLflow's UI", highlight=False)
             server, wait = running.enter_context(served(uri))
+            if sqlite_file(uri) is None:
+                say(console, NO_FILES)
         for view in views:
             say(console, f"{view.name}: {view.address(server)}")
         # Without a screen Python would start a browser in this terminal.

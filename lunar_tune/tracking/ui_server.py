@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STORE, ROOT, TOKEN = "LUNAR_TUNE_UI_STORE", "LUNAR_TUNE_UI_ROOT", "LUNAR_TUNE_UI_TOKEN"
 """What the process is told in its environment, which other users cannot read: the store's URI, the
 folder of its artifacts, and the token."""
+NO_FILES = (
+    "answers that lie in files are shown of a sqlite store alone: start mlflow server for this one"
+)
+"""What is said of a store in another database, whose folder of artifacts is `os.devnull`."""
 _API = "(?:ajax-)?api/[23].0/mlflow"
 _OFFERED = {  # what its pages ask for; the proxy has no target, since no variable names one
     "GET": rf"|health|version|static-files/.+|get-artifact|{_API}/(?:"
@@ -97,6 +101,8 @@ def mlflow_app(store: str, root: Path) -> ASGIApp:
     os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = store
     os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = str(root)
 
+    refusal = NO_FILES if str(root) == os.devnull else f"only files below {root} are shown"
+
     class BelowRoot(LocalArtifactRepository):
         """Reads local files."""
 
@@ -110,7 +116,7 @@ def mlflow_app(store: str, root: Path) -> ASGIApp:
 
         def check(self, path: str) -> None:
             if not Path(self.artifact_dir, path).resolve().is_relative_to(root):
-                raise MlflowException(f"only files below {root} are shown", PERMISSION_DENIED)
+                raise MlflowException(refusal, PERMISSION_DENIED)
 
     for scheme in ("", "file"):
         repositories._artifact_repository_registry.register(scheme, BelowRoot)

@@ -104,14 +104,16 @@ def test_runs_are_looked_up_before_a_server_starts_and_no_login_is_shown(
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("webbrowser.open", browse)
-    for uri in ("http://me:s3cretpw@host:5000", "sqlite:////runs/mlflow.db"):
+    http, database = "http://me:s3cretpw@host:5000", "postgresql://me:s3cretpw@there/db"
+    for uri in (http, "sqlite:////runs/mlflow.db", database):
         _show([], uri, Console(file=(text := io.StringIO()), width=200))
-        place = "host:5000" if "host" in uri else "127.0.0.1:1"
+        assert ("are shown of a sqlite store alone" in text.getvalue()) == (uri == database)
+        place = "host:5000" if uri == http else "127.0.0.1:1"
         assert f"charts of one: http://{place}/#/" in text.getvalue()
         assert "s3cretpw" not in text.getvalue()
         assert "me:" not in text.getvalue()
-    assert [one[0] for one in happened.method_calls] == ["written", "written", "served"]
-    remote, own = opened
+    assert [one[0] for one in happened.method_calls] == ["written", *(2 * ["written", "served"])]
+    remote, own, _ = opened
     assert remote.startswith("http://host:5000/#/experiments/1/runs?viewStateShareKey=a-view&")
     assert own.startswith("by a file: http://127.0.0.1:1/#/experiments/1/runs?viewStateShareKey=")
 
