@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from lunar_tune.tracking.address import default_tracking_uri
+from lunar_tune.tracking.address import URI_VARIABLE, default_tracking_uri
 from lunar_tune.tracking.store import opened_store
 from lunar_tune.tracking.ui_server import Guard, mlflow_app
 
@@ -146,6 +146,8 @@ def mlflow(
     known = registered.get_registered_artifact_repositories()
     with pytest.MonkeyPatch.context() as changes:
         changes.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+        changes.setenv(URI_VARIABLE, "")  # which MLflow's server sets; a search heeds it
+        changes.delenv(URI_VARIABLE)
         changes.setattr("mlflow.server.handlers._tracking_store", None)
         for scheme in ("", "file"):
             changes.setitem(known, scheme, known[scheme])
