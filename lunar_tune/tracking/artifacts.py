@@ -45,9 +45,10 @@ def check_addresses(uri: str) -> None:
         except sqlite3.Error as error:
             if str(error).startswith("no such table"):  # which MLflow is about to make
                 continue
+            waiting = "Wait for who writes it, or name" if "locked" in str(error) else "Name"
             raise InputError(
-                f"the MLflow store {file} cannot be read: {error}. Wait for who writes it, or name "
-                "another store with --tracking-uri."
+                f"the MLflow store {file} cannot be used: {error}. {waiting} another store with "
+                "--tracking-uri."
             ) from error
         for (address,) in found:
             scheme, server = get_uri_scheme(address.strip()), urlsplit(address.strip()).netloc

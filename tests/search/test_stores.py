@@ -183,7 +183,7 @@ def test_a_store_that_cannot_be_looked_into_is_not_taken_for_harmless(
     monkeypatch.setattr("sqlite3.connect", lambda path: connect(path, timeout=0))
     with closing(connect(file)) as database:
         database.execute("begin exclusive")
-        with pytest.raises(InputError, match="cannot be read: database is locked"):
+        with pytest.raises(InputError, match="cannot be used: database is locked"):
             check_addresses(default_tracking_uri(tmp_path))
 
 
