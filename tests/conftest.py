@@ -32,7 +32,8 @@ SLOW_FILES = {
     *("test_interruptions", "test_layers_command", "test_processes", "test_finetune"),
     *("test_families", "test_method_contract", "test_tasks", "test_trials_by_the_page"),
     *("test_extensions", "test_python", "test_search_endings", "test_search_run", "test_tracking"),
-    *("test_docs", "test_worker"),
+    *("test_docs", "test_worker", "test_copies", "test_stores", "test_chat_encoder"),
+    *("test_hostile_models", "test_model_identity", "test_ui_server", "test_data_records"),
 }
 
 
