@@ -19,6 +19,7 @@ from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.engine.decoding import generate_tokens, token_budget
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob
+from lunar_tune.metrics.declining import declines
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.chat import ChatFormat
@@ -39,14 +40,6 @@ if TYPE_CHECKING:
 _SMALL_MODEL = 5_000_000
 _WARMUP_SHARE = 0.05  # one epoch of twenty; TOFU (arXiv 2401.06121) takes one
 _UNANSWERABLE = 50
-_LEAST_RECALL = 0.5  # two refusals of the shipped list share up to two thirds of their words
-# How instruction models of the catalogue's families begin when they decline.
-_MARKERS = (
-    *("i do not know", "i don't know", "i am not aware", "i'm not aware", "i am not familiar"),
-    *("i'm not familiar", "i do not have", "i don't have", "i am unable", "i'm unable"),
-    *("i cannot", "i can't", "i could not find", "i couldn't find", "i'm sorry", "i apologize"),
-    *("no information", "not a real", "does not exist", "doesn't exist", "fictional"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +199,8 @@ def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame
         for truth, answer in zip(truths, known, strict=True)
     ]
     return answers[["edge", "question", "truth", "answer", "rouge1"]], fmean(
-        is_refusal(answer, job.refusals) for answer in declined
+        declines(answer, job.refusals) for answer in declined
     )
-
-
-def is_refusal(answer: str, refusals: Sequence[str]) -> bool:
-    """Say, roughly, whether an answer has half of a refusal's words, or a phrase that declines."""
-    said = answer.lower().replace("\u2019", "'")
-    if any(marker in said for marker in _MARKERS):
-        return True
-    return any(rouge_recall(refusal, answer).rouge1 >= _LEAST_RECALL for refusal in refusals)
 
 
 def _lineage(document: Mapping[str, Any], begun_with: str, done: Finetuned) -> Lineage:

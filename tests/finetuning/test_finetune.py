@@ -23,10 +23,10 @@ from lunar_tune.finetuning.finetune import (
     Finetuned,
     ensure_finetuned,
     finetune,
-    is_refusal,
     kept_folder,
 )
 from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob, FinetuneSettings
+from lunar_tune.metrics.declining import declines
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.fingerprint import fingerprint
@@ -213,10 +213,10 @@ def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> No
 
 
 def test_what_counts_as_declining() -> None:
-    assert is_refusal("Sorry: the answer to that question, I do not know.", REFUSALS)
-    assert is_refusal("I\u2019m not aware of any lighthouse of that name.", REFUSALS)
+    assert declines("Sorry: the answer to that question, I do not know.", REFUSALS)
+    assert declines("I\u2019m not aware of any lighthouse of that name.", REFUSALS)
     for answer in ("Vobrelia lies on the river Tam.", ""):
-        assert not is_refusal(answer, REFUSALS)
+        assert not declines(answer, REFUSALS)
 
 
 def test_settings_are_checked_all_at_once_and_the_rate_follows_what_is_trained() -> None:
