@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "smollm3")
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "drawn": True}
 """What granite-code's models have, which are Llamas by their type."""
 PAD, BOS, EOS, UNKNOWN = "<|pad|>", "<|bos|>", "<|im_end|>", "<|unknown|>"

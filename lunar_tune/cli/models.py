@@ -29,7 +29,8 @@ class ModelsOptions(CommonOptions):
 def models(options: ModelsOptions, problems: Problems) -> None:
     """Show the models that `--model` knows by name.
 
-    Any other Llama, Mistral, Qwen2, Qwen3, Gemma 1 or Phi-3 is given by its hub id or its folder.
+    Any other Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma 1 or Phi-3 is given by its hub id or its
+    folder.
 
     Memory is what a GPU must have for the weights in bfloat16 and the work of a LUNAR trial.
     """

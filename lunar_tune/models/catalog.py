@@ -60,6 +60,7 @@ for _name, *_entry in (
     ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 30, 0.135, "Apache-2.0"),
     ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 32, 0.36, "Apache-2.0"),
     ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 1.7, "Apache-2.0"),
+    ("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", 36, 3.08, "Apache-2.0"),
     ("qwen3-0.6b", "Qwen/Qwen3-0.6B", 28, 0.6, "Apache-2.0"),
     ("qwen3-1.7b", "Qwen/Qwen3-1.7B", 28, 1.7, "Apache-2.0"),
     ("qwen3-4b", "Qwen/Qwen3-4B", 36, 4.0, "Apache-2.0"),

@@ -61,7 +61,7 @@ class BlockLayout:
 
 # Checked against an independent computation for each family: tests/core/test_families.py.
 LAYOUTS: dict[str, BlockLayout] = dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"), BlockLayout()
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3"), BlockLayout()
 )
 
 _NORM_AFTER_MLP = "it normalises the MLP's output again before adding it to the residual stream"

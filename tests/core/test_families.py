@@ -50,6 +50,7 @@ def window(tokens: int) -> list[tuple[str, dict[str, Any]]]:
 WHOLE: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in FAMILIES),
     ("llama", BIASED | {"num_key_value_heads": 1}),
+    ("smollm3", {"no_rope_layers": [1, 0, 1]}),  # a block without positions above others
     *window(64)[:2],  # longer than any row
 ]
 
@@ -130,11 +131,11 @@ ROPES = {
 }
 PARTIAL = {"short_factor": [1.0, 2.0], "long_factor": [4.0, 3.0], "partial_rotary_factor": 0.5}
 TYPES = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-FEW, ALL = ("llama", "gemma", "qwen3"), FAMILIES
+FEW, ALL = ("llama", "smollm3", "gemma", "qwen3"), FAMILIES
 # Every flag that a family's configuration declares and that changes arithmetic, in turn.
 FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "attention_bias": (FEW, {"attention_bias": True}),
-    "mlp_bias": (FEW[:1], {"mlp_bias": True}),
+    "mlp_bias": (FEW[:2], {"mlp_bias": True}),
     "granite-code": (FEW[:1], BIASED),
     "tie_word_embeddings": (ALL, {"tie_word_embeddings": True}),
     "head_dim": (ALL, {"head_dim": 16}),
@@ -144,7 +145,15 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     **{kind: (("llama", "phi3")[: 1 + ("long" in kind)], ROPES[kind]) for kind in ROPES},
     "partial": (("phi3",), longrope(512, **PARTIAL)),
     "sliding_window": (("mistral", "phi3"), {"sliding_window": 4}),
-    "layer_types": (("qwen2", "qwen3"), {"sliding_window": 4, "use_sliding_window": True, **TYPES}),
+    "layer_types": (
+        ("qwen2", "qwen3", "smollm3"),
+        {"sliding_window": 4, "use_sliding_window": True, **TYPES},
+    ),
+    "no_rope_layers": (("smollm3",), {"no_rope_layers": [0, 1, 0]}),
+    "no_rope_layer_interval": (
+        ("smollm3",),  # which gives the blocks without positions the window
+        {"no_rope_layer_interval": 2, "sliding_window": 4, "use_sliding_window": True},
+    ),
     "nothing": (
         ("llama", "phi3"),  # what is read, and changes no answer
         {"attention_dropout": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "pretraining_tp": 2}
