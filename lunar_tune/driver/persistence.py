@@ -67,6 +67,8 @@ def search_document(
         "baseline": dict(baseline),
         "version": __version__,
     }
+    if spec.model.origin:
+        resolved["model_origin"] = spec.model.origin
     if prior is not None:
         resolved["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
     if (lineage := read_lineage(spec.model.checkpoint)) is not None:

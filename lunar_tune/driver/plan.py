@@ -93,7 +93,7 @@ class SearchPlan:
         weights = f" with {model.weights}" if model.weights else ""
         return {
             "model": model.name + (f" ({source})" if source != model.name else "") + weights,
-            **({"  origin": lineage.summary} if lineage is not None else {}),
+            **({"  origin": model.origin} if model.origin else {}),
             **({"  warning": f"the model {taught}"} if taught else {}),
             "data": questions,
             **spec.lost_letters,

@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from lunar_tune.config.options import TINY
 from lunar_tune.errors import ModelError, suggestion
-from lunar_tune.files import is_file, is_folder, read_settings, write_json
+from lunar_tune.files import cache_dir, is_file, is_folder, read_settings, write_json
 from lunar_tune.models.weights import check_folder, is_adapter
 from lunar_tune.registry import Registry
 
 LINEAGE_FILE = "lunar_tune.json"
+FETCHED = {"smollm2-135m": "weights rounded to 4 bits, from the Python package registry"}
+"""What the weights are that `scripts/fetch_smollm2` puts into the cache under a catalogue name."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -52,6 +54,14 @@ class ModelSpec:
             return self.weights
         return self.source
 
+    @property
+    def origin(self) -> str:
+        """What the weights were made from, to show; empty where name and source say it, or none."""
+        if (lineage := read_lineage(self.checkpoint)) is not None:
+            return lineage.summary
+        is_fetched = self.name in FETCHED and self.checkpoint == str(fetched_folder(self.name))
+        return FETCHED[self.name] if is_fetched else ""
+
 
 CATALOG: Registry[CatalogEntry] = Registry("model", error_class=ModelError)
 
@@ -83,11 +93,22 @@ for _name, *_entry in (
     CATALOG.register(_name, CatalogEntry(*_entry))
 
 
+def fetched_folder(name: str) -> Path:
+    """Return where one of `FETCHED` lies, whether or not it does."""
+    return cache_dir().resolve() / "models" / name
+
+
 def resolve_model(name: str) -> ModelSpec:
-    """Tell what a `--model` value means, without network, or raise a ModelError."""
+    """Tell what a `--model` value means, without network, or raise an InputError.
+
+    What was fetched under a name of the catalogue is taken unless a revision of the hub is named.
+    """
     known, _, revision = name.partition("@")
     if known in CATALOG:
         source = CATALOG[known].hub_id or known
+        if known in FETCHED and not revision and is_folder(folder := fetched_folder(known)):
+            check_folder(folder, f"--model {name}")
+            source = str(folder)
         return ModelSpec(name=known, source=source, revision=revision or None)
     folder = Path(name).expanduser()
     if name and is_folder(folder):

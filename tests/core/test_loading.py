@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from lunar_tune.config.options import TINY
 from lunar_tune.data.records import Record
 from lunar_tune.errors import ModelError
-from lunar_tune.models.catalog import ModelSpec, resolve_model
+from lunar_tune.files import CACHE_VARIABLE
+from lunar_tune.models.catalog import FETCHED, ModelSpec, resolve_model
 from lunar_tune.models.chat import PUBLISHED, ChatFormat
 from lunar_tune.models.loading import load_config, load_model
 from lunar_tune.models.weights import check_weights, is_adapter
@@ -205,6 +206,8 @@ def test_what_is_quantised_remote_code_or_out_of_reach_is_refused_before_it_is_r
     message = r"model Qwen/Absent: .*hub could not be reached.*--model tiny"
     with pytest.raises(ModelError, match=message):
         load_config(spec("Qwen/Absent"))
+    with pytest.raises(ModelError, match=r"scripts/fetch_smollm2 takes this one"):
+        load_config(resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
 
 def test_model_paths_are_checked(folder: Path, adapter: Adapter, tmp_path: Path) -> None:
@@ -247,3 +250,18 @@ def test_names_folders_and_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(ModelError, match=message):
             resolve_model(name)
+
+
+def test_what_was_fetched_under_a_name_is_taken_and_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    name, hub = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (resolve_model(name).source, resolve_model(name).origin) == (hub, "")
+    fetched = shutil.copytree(folder, tmp_path / "cache" / "models" / name)
+    found = resolve_model(name)
+    assert (found.name, found.source, found.origin) == (name, str(fetched), FETCHED[name])
+    assert {resolve_model(one).source for one in (hub, f"{name}@main")} == {hub}
+    (fetched / "config.json").write_text(json.dumps({"num_hidden_layers": 10**6}))
+    with pytest.raises(ModelError, match=f"--model {name}: "):
+        resolve_model(name)
