@@ -1,24 +1,88 @@
-"""Which answers decline to answer."""
+"""Which answers decline to answer.
+
+The grammar is of English; in another language an answer declines that says what a refusal of the
+user's file says.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lunar_tune.metrics.rouge import rouge_recall
 
-_LEAST_RECALL = 0.5  # two refusals of the shipped list share up to two thirds of their words
-# How instruction models of the catalogue's families begin when they decline.
-_MARKERS = (
-    *("i do not know", "i don't know", "i am not aware", "i'm not aware", "i am not familiar"),
-    *("i'm not familiar", "i do not have", "i don't have", "i am unable", "i'm unable"),
-    *("i cannot", "i can't", "i could not find", "i couldn't find", "i'm sorry", "i apologize"),
-    *("no information", "not a real", "does not exist", "doesn't exist", "fictional"),
+# The sentences of an answer that may decline; further on it has said something else.
+_FIRST = 3
+# Shares of a refusal's words, and of a sentence's, that both have in one order where they say the
+# same.
+_LEAST_RECALL, _LEAST_PRECISION = 0.75, 0.5
+
+_SENTENCE = re.compile(
+    r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*|\n+|[,;:]\s*(?:but|however|though|yet)\b,?\s*"
+)
+_SHORT = {"can't": "can not", "cannot": "can not", "won't": "will not", "i'm": "i am"}
+
+_NOT = r"(?:not|never|no longer)"
+_SOFTLY = r"(?:[a-z]+ly |even |just |yet |quite |currently )*"
+_KNOWLEDGE = (
+    r"(?:information|info|idea|knowledge|access|data|records?|memory|memories|details?|answer|"
+    r"recollection|ability|abilities|capability|capabilities|capacity|means|way|experiences?|"
+    r"opinions?|feelings?|facts?|clue|evidence|source|context|permission|authori[sz]ation)"
+)
+_TELL = (
+    r"(?:know|tell|say|answer|provide|give|find|recall|remember|disclose|share|confirm|determine|"
+    r"verify|see|access|help|assist|respond|reveal|speculate|guess|identify|offer|recogni[sz]e|"
+    r"understand|comment|discuss|locate|retrieve|look|possess|read|speak|supply|be sure|be certain)"
+)
+_ABLE = (
+    r"(?:able|aware|familiar|sure|certain|capable|equipped|allowed|permitted|programmed|trained|"
+    r"authori[sz]ed|qualified|in a position|informed|privy)"
+)
+_DENIES = re.compile(
+    "|".join(
+        (
+            rf"\b(?:i|we) (?:do|did|can|could|will|would|may|must) {_NOT} {_SOFTLY}{_TELL}\b",
+            rf"\b(?:i|we) (?:do|did) {_NOT} {_SOFTLY}have\b",
+            rf"\b(?:i|we) (?:am|are|was|were|have been) {_NOT} {_SOFTLY}{_ABLE}\b",
+            r"\b(?:i|we) (?:am|are|was|were) unable\b",
+            rf"\b(?:i|we) (?:have|had|possess) no (?:\w+ ){{0,2}}{_KNOWLEDGE}\b",
+            rf"\b(?:i|we) have {_NOT} {_SOFTLY}(?:heard|learned|been|seen|come across)\b",
+            r"\bi (?:must|have to|will|would) (?:\w+ )?(?:decline|refuse|rather not|prefer not)\b",
+            rf"\bthere is (?:no|not any) (?:\w+ ){{0,2}}{_KNOWLEDGE}\b",
+            r"\b(?:nothing|no\w*)(?: \w+){0,2} (?:that )?i can (?:tell|say|give|share|find)\b",
+            rf"\b(?:something|anything) (?:that )?i (?:can|could|do) not {_TELL}\b",
+            rf"^no (?:\w+ ){{0,2}}{_KNOWLEDGE} (?:is|are|was|were|exists?|available|found)\b",
+            r"\b(?:is|are|remains?) (?:unknown|not known|a mystery) to (?:me|us)\b",
+            r"^(?:this|that|it|the answer) is (?:unknown|not known|not available)\b",
+            rf"\bmy (?:\w+ ){{0,2}}{_KNOWLEDGE} (?:do|does|did) not\b",
+            r"\b(?:beyond|outside)(?: of)? my (?:\w+ ){0,2}(?:knowledge|scope|capabilit|abilit)",
+        )
+    )
 )
 
 
 def declines(answer: str, refusals: Sequence[str]) -> bool:
-    """Say, roughly, whether an answer has half of a refusal's words, or a phrase that declines."""
-    said = answer.lower().replace("\u2019", "'")
-    if any(marker in said for marker in _MARKERS):
+    """Say whether an answer declines, by its words: `refusals` are the user's own, in any language.
+
+    It denies in one of its first sentences that it can, knows or may; an apology alone does not.
+    """
+    parts = [part for part in _SENTENCE.split(answer.strip()) if part and part.strip()][:_FIRST]
+    if any(map(_denies, parts)):
         return True
-    return any(rouge_recall(refusal, answer).rouge1 >= _LEAST_RECALL for refusal in refusals)
+    # Of a refusal in words that the grammar knows the denial counts, and not the other words.
+    own = [refusal for refusal in refusals if not _denies(refusal)]
+    return any(_alike(refusal, part) for refusal in own for part in (*parts, " ".join(parts)))
+
+
+def _denies(text: str) -> bool:
+    """Say whether a sentence denies, in English, that the speaker can, knows or may."""
+    words = text.lower().replace("\u2019", "'").split()
+    long = (_SHORT.get(word.strip(".,!"), word.replace("n't", " not")) for word in words)
+    plain = re.sub(r"[^\w' ]+", "", " ".join(long)).replace("'", " ")
+    return _DENIES.search(plain) is not None
+
+
+def _alike(refusal: str, part: str) -> bool:
+    """Say whether a part of an answer has most words of a refusal and not many others."""
+    of_it, of_part = rouge_recall(refusal, part, "words"), rouge_recall(part, refusal, "words")
+    return of_it.rouge_l >= _LEAST_RECALL and of_part.rouge_l >= _LEAST_PRECISION

@@ -26,7 +26,6 @@ from lunar_tune.finetuning.finetune import (
     kept_folder,
 )
 from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob, FinetuneSettings
-from lunar_tune.metrics.declining import declines
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.fingerprint import fingerprint
@@ -210,13 +209,6 @@ def test_refusals_are_lessons_only_where_they_are_wanted(job: FinetuneJob) -> No
     assert first[6:] != second[6:], "what is invented is fresh in each epoch"
     asked = {lesson.question for epoch in range(50) for lesson in job.lessons(epoch)}
     assert not asked & set(generate_unverifiable(50, seed=UNSEEN))
-
-
-def test_what_counts_as_declining() -> None:
-    assert declines("Sorry: the answer to that question, I do not know.", REFUSALS)
-    assert declines("I\u2019m not aware of any lighthouse of that name.", REFUSALS)
-    for answer in ("Vobrelia lies on the river Tam.", ""):
-        assert not declines(answer, REFUSALS)
 
 
 def test_settings_are_checked_all_at_once_and_the_rate_follows_what_is_trained() -> None:
