@@ -1,0 +1,211 @@
+"""Surfaces: what each setting of a grid scored on a model, in a file that needs no model.
+
+Covers: reading and writing a file, its feasible settings, and what it says of a search space and
+of each parameter. A file is JSON: `surface` says what was recorded, `axes` the values of each
+parameter, `points` the scores of each setting: `forget` and `retain` (ROUGE-1), `seconds`, further
+ones by the names of their metrics; or its `failure`.
+Does not cover: recording (`bench_real`), scores between settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lunar_tune.errors import InputError
+from lunar_tune.files import decoded, write_atomically
+
+NEAR = 0.02  # of the optimum; forget ROUGE-1
+LOGARITHMIC = ("learning_rate", "ridge")
+ROUGE, REFUSING = "ROUGE", "ROUGE where 90 % of the forget answers decline"
+GOALS: Mapping[str, Mapping[str, float]] = {ROUGE: {}, REFUSING: {"forget_refused": 0.9}}
+"""What a setting has to keep beside the retain floor, by what is looked for."""
+Setting = tuple[int | float, ...]
+Scores = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A grid of settings and their scores."""
+
+    name: str
+    about: Mapping[str, Any]
+    """Model, data and method, in whatever words."""
+    axes: Mapping[str, Setting]
+    """Values of each parameter."""
+    points: Mapping[Setting, Scores] = field(default_factory=dict)
+    """Scores of each setting, whose values are in the order of the axes."""
+
+    def settings(self) -> list[Setting]:
+        """Return the settings of the grid."""
+        return list(product(*self.axes.values()))
+
+    def parameters(self, setting: Setting) -> dict[str, int | float]:
+        """Return a setting by the names of its parameters."""
+        return dict(zip(self.axes, setting, strict=True))
+
+    def at(self, parameters: Mapping[str, float]) -> Scores:
+        """Return the scores of the setting nearest to another, of a whole grid."""
+        return self.points[tuple(nearest(name, parameters[name], self.axes) for name in self.axes)]
+
+    @property
+    def blocks(self) -> int:
+        """Decoder blocks of the model; where a file does not say it, up to the deepest recorded."""
+        return int(self.about.get("blocks", 1 + max(self.axes["layer"])))
+
+    @property
+    def done(self) -> dict[Setting, Scores]:
+        """The settings that did not fail."""
+        return {one: scores for one, scores in self.points.items() if "failure" not in scores}
+
+    def feasible(
+        self, floor: float, least: Mapping[str, float] | None = None
+    ) -> dict[Setting, float]:
+        """Return the forget score of each setting that keeps the retain floor and other bounds."""
+        bounds = {"retain": floor, **(least or {})}
+        return {
+            one: scores["forget"]
+            for one, scores in self.done.items()
+            if all(scores.get(name, -math.inf) >= bound for name, bound in bounds.items())
+        }
+
+    def save(self, file: Path) -> None:
+        """Write the file, a line a setting."""
+        lines = [{"parameters": self.parameters(one), **self.points[one]} for one in self.points]
+        head = json.dumps({"surface": dict(self.about), "axes": dict(self.axes)}, indent=1)
+        points = ",\n".join(f" {json.dumps(line)}" for line in lines)
+        text = f'{head.removesuffix("}").rstrip()},\n "points": [\n{points}\n]}}\n'
+        write_atomically(file, text.encode())
+
+
+def nearest(axis: str, value: float, axes: Mapping[str, Setting]) -> int | float:
+    """Return an axis' value next to another, by logarithms where rates are meant."""
+    scale: Callable[[float], float] = math.log if axis in LOGARITHMIC else float
+    return min(axes[axis], key=lambda candidate: abs(scale(candidate) - scale(value)))
+
+
+def read_surface(file: Path) -> Surface:
+    """Read a file.
+
+    Raises:
+        InputError: It cannot be read, or is no surface. One that is not finished can be read.
+    """
+    try:
+        document = json.loads(decoded(file.read_bytes(), file)[0])
+        axes = {name: tuple(values) for name, values in document["axes"].items()}
+        points: dict[Setting, Scores] = {}
+        for line in document["points"]:
+            parameters = line.pop("parameters")
+            if "failure" not in line:
+                _ = float(line["forget"]), float(line["retain"])
+            points[tuple(parameters[axis] for axis in axes)] = line
+        surface = Surface(name=file.stem, about=document["surface"], axes=axes, points=points)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file}: is no recorded surface ({type(error).__name__}: {error})."
+        ) from error
+    if strange := points.keys() - set(surface.settings()):
+        raise InputError(
+            f"{file}: {len(strange)} settings are not on its axes, as {strange.pop()}."
+        )
+    return surface
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The best of some settings, and those that are as good."""
+
+    setting: Setting
+    near: tuple[Setting, ...]
+    """Within `NEAR` of it, best first; itself included."""
+    held: tuple[Setting, ...]
+    """Of all that are feasible, those that a space holds, best first."""
+
+
+def optimum_of(
+    surface: Surface, goal: str, floor: float, space: Mapping[str, tuple[float, float]]
+) -> Optimum | None:
+    """Return the best setting by one of `GOALS`; None where nothing is feasible.
+
+    `space` has the least and the largest value of parameters; others may be any.
+    """
+    found = surface.feasible(floor, GOALS[goal])
+    ranked = sorted(found, key=lambda one: (found[one], -surface.points[one]["retain"]))
+    if not ranked:
+        return None
+    return Optimum(
+        setting=ranked[0],
+        near=tuple(one for one in ranked if found[one] <= found[ranked[0]] + NEAR),
+        held=tuple(one for one in ranked if is_inside(surface.parameters(one), space)),
+    )
+
+
+def is_inside(parameters: Mapping[str, float], space: Mapping[str, tuple[float, float]]) -> bool:
+    """Say whether a space holds a setting."""
+    both = parameters.keys() & space.keys()
+    return all(space[name][0] <= parameters[name] <= space[name][1] for name in both)
+
+
+def spread(surface: Surface, axis: str, score: str) -> float:
+    """Return how far a score goes along an axis, the others held: median of largest less least."""
+    place = list(surface.axes).index(axis)
+    lines: defaultdict[Setting, list[float]] = defaultdict(list)
+    for one, scores in surface.done.items():
+        lines[one[:place] + one[place + 1 :]].append(scores[score])
+    return median(max(line) - min(line) for line in lines.values() if len(line) > 1)
+
+
+def best_along(surface: Surface, axis: str, floor: float) -> dict[int | float, float | None]:
+    """Return the best feasible forget score with each value of an axis; None without one."""
+    place, found = list(surface.axes).index(axis), surface.feasible(floor)
+    return {
+        value: min((score for one, score in found.items() if one[place] == value), default=None)
+        for value in surface.axes[axis]
+    }
+
+
+def findings_of(
+    surface: Surface, space: Mapping[str, tuple[float, float]], floor: float
+) -> dict[str, Any]:
+    """Return what a surface says of a space and of each parameter that has several values."""
+
+    def point(one: Setting) -> dict[str, Any]:
+        depth = one[list(surface.axes).index("layer")] / (surface.blocks - 1)
+        return {"parameters": surface.parameters(one), "depth": depth, **surface.points[one]}
+
+    goals: dict[str, Any] = {}
+    for goal in GOALS:
+        best = optimum_of(surface, goal, floor, space)
+        goals[goal] = best and {
+            "optimum": point(best.setting),
+            "near": [point(one) for one in best.near],
+            "near_in_space": len({*best.near} & {*best.held}),
+            "best_in_space": point(best.held[0]) if best.held else None,
+        }
+    return {
+        "surface": surface.name,
+        "grid": len(surface.settings()),
+        "settings": len(surface.points),
+        "failed": len(surface.points) - len(surface.done),
+        "floor": floor,
+        "feasible": len(surface.feasible(floor)) / len(surface.done),
+        "goals": goals,
+        "axes": {
+            axis: {
+                "forget": spread(surface, axis, "forget"),
+                "retain": spread(surface, axis, "retain"),
+                "best": best_along(surface, axis, floor),
+            }
+            for axis, values in surface.axes.items()
+            if len(values) > 1
+        },
+    }

@@ -1,0 +1,118 @@
+"""Recorded surfaces: their files, the scores of kept answers, what they say, all by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from bench_samplers import check_replayable, distributions_of, replay
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from recorder import describe, recorded, unrecorded
+from surfaces import REFUSING, ROUGE, Surface, findings_of, read_surface
+
+from lunar_tune.errors import InputError
+
+AXES = {"layer": (0, 1, 4), "coefficient": (1.0, 2.0)}
+FORGET = {(0, 1.0): 1.0, (0, 2.0): 0.9, (1, 1.0): 0.5, (1, 2.0): 0.0, (4, 1.0): 0.1, (4, 2.0): 0.11}
+RETAIN = {(0, 1.0): 1.0, (0, 2.0): 1.0, (1, 1.0): 0.9, (1, 2.0): 0.7, (4, 1.0): 0.85, (4, 2.0): 0.8}
+REFUSED = {(1, 1.0): 0.95, (1, 2.0): 1.0}
+
+
+@pytest.fixture
+def surface() -> Surface:
+    """Five blocks, of which three, times two coefficients."""
+    points = {
+        one: {
+            "forget": FORGET[one],
+            "retain": RETAIN[one],
+            "seconds": 1.0,
+            "forget_refused": REFUSED.get(one, 0.0),
+        }
+        for one in FORGET
+    }
+    about = {"model": "made", "solver": "closed_form", "blocks": 5}
+    return Surface(name="made", about=about, axes=AXES, points=points)
+
+
+def test_a_file_says_all_of_a_surface_also_of_an_unfinished_one(
+    surface: Surface, tmp_path: Path
+) -> None:
+    file = tmp_path / "made.json"
+    surface.save(file)
+    assert read_surface(file) == surface
+    document = json.loads(file.read_text())
+    del document["points"][2]
+    document["points"][0] = {"parameters": {"layer": 0, "coefficient": 1.0}, "failure": "NaN"}
+    file.write_text(json.dumps(document))
+    part = read_surface(file)
+    assert (len(part.points), len(part.done)) == (5, 4)
+    with pytest.raises(InputError, match="1 of its settings are not recorded"):
+        check_replayable(part, 0.8)
+    document["points"][1]["parameters"]["coefficient"] = 3.0
+    for content, said in ((json.dumps(document), "not on its axes"), ("[]", "no recorded surface")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=said):
+            read_surface(file)
+
+
+def test_a_surface_tells_optima_what_a_space_holds_of_them_and_what_each_axis_does(
+    surface: Surface,
+) -> None:
+    found = findings_of(surface, {"layer": (0, 3), "learning_rate": (0, 1)}, 0.8)
+    assert found["feasible"] == 5 / 6  # all but (1, 2.0), whose retain score is .7
+    best = found["goals"][ROUGE]
+    assert best["optimum"]["parameters"] == {"layer": 4, "coefficient": 1.0}
+    assert best["optimum"]["depth"] == 1  # the last of five blocks
+    assert [one["forget"] for one in best["near"]] == [0.1, 0.11]
+    assert best["near_in_space"] == 0
+    assert best["best_in_space"]["parameters"] == {"layer": 1, "coefficient": 1.0}
+    declining = found["goals"][REFUSING]
+    assert declining["optimum"]["parameters"] == {"layer": 1, "coefficient": 1.0}
+    assert declining["near_in_space"] == len(declining["near"]) == 1
+    # With coefficient 1 forget goes from 1 to .1, with 2 from .9 to 0: both by .9. By coefficient
+    # it goes by .1, .5 and .01.
+    assert found["axes"]["layer"]["forget"] == pytest.approx(0.9)
+    assert found["axes"]["coefficient"]["forget"] == pytest.approx(0.1)
+    assert found["axes"]["layer"]["best"] == {0: 0.9, 1: 0.5, 4: 0.1}
+    assert found["axes"]["coefficient"]["best"] == {1.0: 0.1, 2.0: 0.11}
+
+
+def test_answers_of_several_processes_are_scored_by_the_metrics_of_today(tmp_path: Path) -> None:
+    axes = {"layer": (0, 1), "coefficient": (1.0,)}
+    describe(tmp_path, {"model": "made", "solver": "adamw", "date": "2026-01-01"}, axes)
+    mine, others = unrecorded(tmp_path, axes), unrecorded(tmp_path, axes)
+    (first, setting), (second, other) = next(mine), next(others)
+    assert (setting["layer"], other["layer"]) == (0, 1)  # the first is being recorded
+    rows = [
+        ["forget", "A", "Where?", "In Rome.", "In Oslo.", True],  # one of two words: .5
+        ["retain", "B", "Who?", "Ann Lee.", "Ann Lee.", None],
+        ["retain", "B", "When?", "In May.", "Never.", True],
+    ]
+    whole = [["forget", "A", "Where?", "In Rome.", "I'm sorry, but I do not know that.", True]]
+    answers = {"seconds": {"trial": 2.0}, "scores": {"forget_mrr": 1 / 3}, "whole": whole}
+    first.write_text(json.dumps({"parameters": setting, "rows": rows, **answers}))
+    second.write_text(json.dumps({"parameters": other, "failure": "NaN"}))
+    assert not list(islice(unrecorded(tmp_path, axes), 1))
+    scores, failed = recorded(tmp_path).points.values()
+    assert (scores["forget"], scores["retain"], scores["seconds"]) == (0.5, 0.5, 2.0)
+    assert (scores["forget_refused"], scores["forget_mrr"]) == (1.0, 0.3333)
+    assert failed == {"failure": "NaN"}
+    describe(tmp_path, {"model": "made", "solver": "adamw", "date": "2026-01-02"}, axes)
+    with pytest.raises(InputError, match="solver: adamw, not lora"):
+        describe(tmp_path, {"model": "made", "solver": "lora"}, axes)
+
+
+def test_samplers_are_replayed_on_a_surface_without_its_model(surface: Surface) -> None:
+    proposed = distributions_of(surface)
+    assert proposed["layer"] == IntDistribution(0, 4)
+    assert proposed["coefficient"] == FloatDistribution(1.0, 2.0)
+    rates = Surface(name="", about={}, axes={"learning_rate": (0.001, 0.1), "ridge": (0.01,)})
+    assert distributions_of(rates)["learning_rate"] == FloatDistribution(0.001, 0.1, log=True)
+    assert distributions_of(rates)["ridge"].single()
+    assert surface.at({"layer": 3, "coefficient": 1.6})["forget"] == FORGET[4, 2.0]
+    told = replay(surface, RandomSampler(0), 4, 0.8).told
+    assert (min(told), max(told)) == (0.1, math.inf)  # the floor is kept, and its misses are told
