@@ -30,7 +30,7 @@ from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RunOptions
 from lunar_tune.errors import InputError
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.models.device import limit_threads
+from lunar_tune.models.device import GIB, TRAINED_BYTES, limit_threads, memory_needed
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
@@ -52,6 +52,8 @@ class Figures:
     """Seconds of a look at the model between two epochs."""
     peak_gib: float | None
     """Most memory that torch held on the GPU, weights included; None on a CPU."""
+    estimate_gib: float
+    """What a search asks of a GPU before it loads such a model."""
 
 
 def measured(worker: Worker, parameters: dict[str, float], epochs: int) -> Figures:
@@ -73,14 +75,16 @@ def measured(worker: Worker, parameters: dict[str, float], epochs: int) -> Figur
             start = clock(device)
         fit.finish()
     steps = -(-len(worker.spec.data.fit_forget) // method.settings.batch_size)
-    on_gpu = device.type == "cuda"
+    on_gpu, model = device.type == "cuda", worker.loaded.model
+    each = TRAINED_BYTES if method.variant == "full" else model.dtype.itemsize
     return Figures(
         method=method.name,
         variant=method.variant,
         step=sum(times[1:]) / (steps * (epochs - 1)),
         first_epoch=times[0],
         check=checks[0],
-        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        peak_gib=torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
+        estimate_gib=memory_needed(model.num_parameters(), each) / GIB,
     )
 
 
@@ -107,7 +111,7 @@ def bench(
 
     Args:
         model: Catalogue name, hub id or folder.
-        size: Random weights of this size instead: qwen2.5-7b or small.
+        size: Random weights of this size instead: qwen2.5-7b, small or rehearsal.
         methods: With commas between.
         train: lora or full.
         checkpointing: Compute activations again in the backward pass.
@@ -153,7 +157,15 @@ def _model(options: RunOptions, size: str | None) -> LoadedModel:
 
 def _print(console: Console, rows: list[Figures], loaded: LoadedModel) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "step", "of the first", "first epoch", "a look", "peak GiB"):
+    for column in (
+        "method",
+        "step",
+        "of the first",
+        "first epoch",
+        "a look",
+        "peak GiB",
+        "estimate",
+    ):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
         cells: list[Any] = [
@@ -163,6 +175,7 @@ def _print(console: Console, rows: list[Figures], loaded: LoadedModel) -> None:
             f"{row.first_epoch:.2f} s",
             f"{row.check:.2f} s",
             "-" if row.peak_gib is None else f"{row.peak_gib:.1f}",
+            f"{row.estimate_gib:.1f}",
         ]
         table.add_row(*cells)
     console.print(table)

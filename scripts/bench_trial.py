@@ -276,6 +276,7 @@ def bench(
     *,
     model: str = "tiny",
     size: str | None = None,
+    solvers: str = ",".join(SOLVERS),
     data: str | None = None,
     forget_edge: str = "A_B",
     factual_data: str = "factual",
@@ -296,7 +297,8 @@ def bench(
 
     Args:
         model: Catalogue name, hub id or folder.
-        size: Random weights of this size instead: qwen2.5-7b or small.
+        size: Random weights of this size instead: qwen2.5-7b, small or rehearsal.
+        solvers: With commas between.
         data: As in the search.
         forget_edge: As in the search.
         factual_data: As in the search.
@@ -315,6 +317,8 @@ def bench(
     """
     if size is not None and size not in SIZES:
         raise InputError(f"--size {size}: there are {', '.join(SIZES)}.")
+    if unknown := {*solvers.split(",")} - {*SOLVERS}:
+        raise InputError(f"--solvers {', '.join(unknown)}: there are {', '.join(SOLVERS)}.")
     console = Console()
     options = RunOptions(
         model=model,
@@ -332,7 +336,8 @@ def bench(
         loaded, build = random_model(size, options)
     chosen = layer if layer is not None else 0 if loaded is None else loaded.n_layers // 2
     results = {}
-    for solver, value in zip(SOLVERS, (learning_rate, ridge), strict=True):
+    for solver in solvers.split(","):
+        value = {"adamw": learning_rate, "closed_form": ridge}[solver]
         setting = {"layer": chosen, "coefficient": coefficient, OWN[solver]: value}
         one = Bench(options, solver, setting, loaded=loaded, build=build)
         result = _in_turns(one, repeats, plain_repeats, threads)
@@ -348,7 +353,7 @@ def bench(
     document = _document(results, under)
     console.print(
         f"identical scores: {document['identical_scores']}; "
-        + ", ".join(f"{s} {document[f'ratio_{s}']}" for s in SOLVERS),
+        + ", ".join(f"{s} {document[f'ratio_{s}']}" for s in results),
         highlight=False,
     )
     if json_file is not None:

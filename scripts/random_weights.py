@@ -51,6 +51,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 8192,
     },
+    "rehearsal": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
+    },
 }
 
 

