@@ -50,7 +50,8 @@ def record(spec: TrialSpec, axes: Mapping[str, Setting], folder: Path, console: 
     Raises:
         InputError: The folder holds the answers of something else.
     """
-    worker = Worker(dataclasses.replace(spec, early_exit=True, metrics=BY_MODEL))
+    layers = tuple(map(int, axes["layer"]))  # what their trials need is captured in one sweep
+    worker = Worker(dataclasses.replace(spec, early_exit=True, metrics=BY_MODEL, layers=layers))
     scores = worker.baseline().evaluation.scores  # its answers are the trials' drafts
     console.print(
         f"base model: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
@@ -67,9 +68,13 @@ def record(spec: TrialSpec, axes: Mapping[str, Setting], folder: Path, console: 
 def unrecorded(
     folder: Path, axes: Mapping[str, Setting]
 ) -> Iterator[tuple[Path, dict[str, int | float]]]:
-    """Yield file and parameters of settings that no process has recorded; each is this one's."""
-    for values in product(*axes.values()):
-        parameters = dict(zip(axes, values, strict=True))
+    """Yield file and parameters of settings that no process has recorded; each is this one's.
+
+    The first axis is gone along first, then the next: with the first values of the last one a
+    recording that was left is whole.
+    """
+    for values in product(*reversed(list(axes.values()))):
+        parameters = dict(zip(axes, reversed(values), strict=True))
         name = safe_name("-".join(f"{one}={value}" for one, value in parameters.items()))
         file = folder / f"{name}.json"
         # The system takes a lock back from a process that dies.
@@ -167,7 +172,7 @@ def recorded(folder: Path) -> Surface:
     if not file.exists():
         raise InputError(f"--answers {folder}: has no {ABOUT}, so nothing was recorded in it.")
     document = json.loads(file.read_text(encoding="utf-8"))
-    axes = {name: tuple(values) for name, values in document["axes"].items()}
+    axes = {name: tuple(sorted(values)) for name, values in document["axes"].items()}
     points = {}
     for one in folder.glob("*.json"):
         if one.name != ABOUT:
