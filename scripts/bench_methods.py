@@ -105,6 +105,7 @@ def bench(
     epochs: Annotated[int, Parameter(validator=Number(gte=2))] = 3,
     device: str = "auto",
     threads: PositiveInt | None = None,
+    evaluation_rows: PositiveInt | None = None,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
     """Measure the fits, one after the other on one model.
@@ -118,6 +119,7 @@ def bench(
         epochs: The first one is left out.
         device: auto, cpu or cuda.
         threads: Of torch. Default: all cores.
+        evaluation_rows: As in the search.
         json_file: Write the figures.
     """
     console = Console()
@@ -127,6 +129,7 @@ def bench(
         method=methods.split(",", maxsplit=1)[0],
         fix=(f"trained={train}", f"epochs={epochs}", f"checkpointing={checkpointing}"),
         max_new_tokens=32,
+        evaluation_rows=evaluation_rows,
         cache_limit=0,
     )
     if size is not None and size not in SIZES:

@@ -291,6 +291,7 @@ def bench(
     repeats: PositiveInt = 5,
     plain_repeats: NonNegativeInt = 2,
     memory_budget: str | None = None,
+    evaluation_rows: PositiveInt | None = None,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
     """Time one trial, plain against engine.
@@ -313,6 +314,7 @@ def bench(
         repeats: Warm trials that are timed.
         plain_repeats: Plain trials; 0 for none.
         memory_budget: GiB, or auto: weights and a quarter; runs once more.
+        evaluation_rows: As in the search.
         json_file: Write the figures.
     """
     if size is not None and size not in SIZES:
@@ -329,6 +331,7 @@ def bench(
         device=device,
         dtype=dtype,
         max_new_tokens=None if size is None else NEW_TOKENS,
+        evaluation_rows=evaluation_rows,
     )
     loaded = build = None
     if size is not None:

@@ -97,7 +97,8 @@ def _trial(figures: Mapping[str, Any]) -> str:
     if figures["floor"] is not None:
         parts.append(f"floor {sum(figures['floor'].values()):.2f} s")
     rows = [f"{share:.1%} of rows differ at {name}" for name, share in figures["differing"].items()]
-    return ", ".join([*parts, f"plain / warm {figures['ratio']}", *rows])
+    parts += [] if figures["ratio"] is None else [f"plain / warm {figures['ratio']}"]
+    return ", ".join([*parts, *rows])
 
 
 def _steps(figures: Mapping[str, Any]) -> str:
