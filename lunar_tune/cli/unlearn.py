@@ -17,7 +17,8 @@ from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.goal import METRICS
-from lunar_tune.study.rows import score_cells
+from lunar_tune.metrics.means import errors_of
+from lunar_tune.study.rows import ERROR, score_cells
 
 if TYPE_CHECKING:
     from lunar_tune.trial.single import SingleRun
@@ -74,6 +75,7 @@ def _show(run: SingleRun, console: Console) -> None:
     rows = {
         "base model": score_cells(before),
         "unlearned model": score_cells(run.scores),
+        ERROR: score_cells(errors_of(run.scores)),
         "rows": counts,
     }
     console.print("ROUGE-1 recall of the answers")

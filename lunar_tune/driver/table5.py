@@ -24,7 +24,7 @@ from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE
 from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.metrics.goal import METRICS
+from lunar_tune.metrics.goal import is_score
 from lunar_tune.models.catalog import resolve_model
 from lunar_tune.report.methods_table import (
     FINISHED,
@@ -204,7 +204,7 @@ class TableRun:
                 f"[yellow]the table is not in MLflow:[/yellow] {escape(str(error))}"
             )
             return
-        scores = table[[column for column in table if column in METRICS]]
+        scores = table[[column for column in table if is_score(column)]]
         numbers = {
             f"{cell.name}.{metric}": score
             for cell, (_, of_cell) in zip(self._plans, scores.iterrows(), strict=True)

@@ -18,10 +18,11 @@ from lunar_tune.display import Summary
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.metrics.evaluate import AnswerRow, paired, row_means
-from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.metrics.goal import METRICS, in_words, score_label
+from lunar_tune.metrics.means import errors_of
 from lunar_tune.models.device import resolve_device
 from lunar_tune.models.loading import LoadedModel, as_loaded
-from lunar_tune.study.rows import HEADLINE_SCORES, score_cells
+from lunar_tune.study.rows import ERROR, HEADLINE_SCORES, score_cells
 from lunar_tune.training.checkpoints import package_versions
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import Worker
@@ -59,6 +60,7 @@ class Exported(Summary):
             "base model": score_cells(said["baseline_scores"]),
             f"trial {said['trial']}, as reported": self.cells(said["reported_scores"]),
             f"the {said['format']}, as loaded": self.cells(said["scores"]),
+            ERROR: score_cells(errors_of(said["scores"])),
         }
 
     def summary(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -245,7 +247,11 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
     )
     names = list(dict.fromkeys(row.set_name for row in expected))
     scores, others = row_means(matched, names), row_means(expected, names)
-    gaps = {name: abs(scores[name] - others[name]) for name in scores if "_rouge" in name}
+    gaps = {
+        name: abs(scores[name] - others[name])
+        for name in scores
+        if name in METRICS and "_rouge" in name
+    }
     worst = max(gaps, key=gaps.__getitem__)
     what = "answers differ"
     if not by_text:

@@ -21,6 +21,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.export.export_job import ExportJob, ExportRun
 from lunar_tune.export.proof import Exported, ask, prove, weight_digest
 from lunar_tune.files import write_json
+from lunar_tune.metrics.means import errors_of
 from lunar_tune.models.catalog import Lineage, read_lineage
 from lunar_tune.models.device import give_back
 from lunar_tune.models.fingerprint import fingerprint
@@ -189,6 +190,7 @@ def write_card(job: ExportJob, run: ExportRun, exported: Exported) -> None:
         base_name=Path(run.base).name if is_local else run.base,
         tokenizer=Path(run.tokenizer).name if Path(run.tokenizer).is_dir() else run.tokenizer,
         score_cells=score_cells,
+        errors_of=errors_of,
     )
     ModelCard(text).save(job.folder / "README.md")
 

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from lunar_tune.display import Concise
+from lunar_tune.metrics.means import mean_scores
 from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
 
 if TYPE_CHECKING:
@@ -198,23 +199,21 @@ def _new(questions: Iterable[Question], begun: Collection[int]) -> list[int]:
 
 
 def row_means(rows: Sequence[AnswerRow], names: Sequence[str]) -> dict[str, float]:
-    """Return `<set>_rouge1`, `<set>_rougeL`, `<set>_rows` of each set, and `deviation_score`."""
+    """Return `<set>_rouge1`, `<set>_rougeL`, `<set>_rows` of each set, and `deviation_score`.
+
+    Beside the means are their standard errors, `<set>_rouge1_se`, `<set>_rougeL_se`.
+    """
     scores: dict[str, float] = {}
     for name in names:
         mine = [row for row in rows if row.set_name == name]
-        scores[f"{name}_rouge1"] = mean([row.rouge1 for row in mine])
-        scores[f"{name}_rougeL"] = mean([row.rouge_l for row in mine])
+        scores |= mean_scores(f"{name}_rouge1", [row.rouge1 for row in mine])
+        scores |= mean_scores(f"{name}_rougeL", [row.rouge_l for row in mine])
         scores[f"{name}_rows"] = len(mine)
     if "forget_rouge1" in scores and "retain_rouge1" in scores:
         scores["deviation_score"] = deviation_score(
             scores["forget_rouge1"], scores["retain_rouge1"]
         )
     return scores
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the mean; NaN where there is nothing."""
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def paired(

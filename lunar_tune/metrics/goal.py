@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.metrics.means import error_name, errors_of
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:  # it imports numpy
@@ -137,6 +139,14 @@ class Constraint:
     def __str__(self) -> str:
         return f"{self.metric}{self.sense}{self.bound!r}".removesuffix(".0")
 
+    def margin(self, scores: Mapping[str, float]) -> float:
+        """Return by how many standard errors of the score it is kept, less than 0 if missed.
+
+        Infinity where the error is not known, or 0.
+        """
+        error = scores.get(error_name(self.metric), 0.0)
+        return -self.violation(scores) / error if error > 0 else math.inf
+
     def violation(self, scores: Mapping[str, float]) -> float:
         """Return by how much the bound is missed, 0 or less if kept; infinity without a score."""
         value = scores.get(self.metric, math.nan)
@@ -194,6 +204,18 @@ class Goal(Concise):
     def missed(self, scores: Mapping[str, float]) -> tuple[Constraint, ...]:
         """Return the bounds that are not kept."""
         return tuple(one for one in self.constraints if one.violation(scores) > 0)
+
+    def barely_kept(self, scores: Mapping[str, float]) -> dict[Constraint, float]:
+        """Return the bounds that are kept by less than one standard error, and by how many of it.
+
+        What is kept least comes first.
+        """
+        margins = {one: one.margin(scores) for one in self.constraints}
+        return {
+            one: margin
+            for one, margin in sorted(margins.items(), key=itemgetter(1))
+            if 0 <= margin < 1
+        }
 
     def penalised(self, scores: Mapping[str, float]) -> float:
         """Return what is to be made small, so that every feasible setting comes first.
@@ -300,6 +322,11 @@ def in_words(bounds: Iterable[Constraint]) -> str:
         f"{score_label(one.metric)} of at {'least' if one.sense == '>=' else 'most'} {one.bound:g}"
         for one in bounds
     )
+
+
+def is_score(name: str) -> bool:
+    """Say whether a name is that of a metric, or of its standard error."""
+    return name in METRICS or any(one in METRICS for one in errors_of({name: 0.0}))
 
 
 def score_label(name: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lunar_tune.engine.activations import batches_by_length, sweep_batch
 from lunar_tune.engine.decoding import likeliest
 from lunar_tune.errors import DivergenceError
-from lunar_tune.metrics.evaluate import mean
+from lunar_tune.metrics.means import mean, mean_scores
 from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair, answer_states, token_log_probs
@@ -59,7 +59,7 @@ class AnswerLikelihood:
 
 
 def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
-    """Return a set's scores by quantity, means over answers; NaN where there are none.
+    """Return a set's scores by quantity, means over answers with errors; NaN of no answers.
 
     Perplexity alone is of the set's tokens, exp(−Σ log π / tokens), as a mean over answers would be
     the worst answer's. It ends at the largest float, so that it stays a number in every file.
@@ -70,8 +70,10 @@ def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
     except OverflowError:
         perplexity = sys.float_info.max
     scores = [answer.scores for answer in answers]
-    means = {name: mean([one[name] for one in scores]) for name in QUANTITIES}
-    return means | {"perplexity": perplexity}
+    means = {"perplexity": perplexity}
+    for name in QUANTITIES:
+        means |= mean_scores(name, [one[name] for one in scores])
+    return means
 
 
 class LikelihoodScorer:

@@ -11,6 +11,7 @@ import altair as alt
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import METRICS, in_words, score_label
+from lunar_tune.metrics.means import errors_of
 from lunar_tune.report import marks, parameter_charts
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
@@ -58,6 +59,10 @@ def trade_off(search: StoredSearch) -> alt.ConcatChart:
         marks.points(rings, size=220, keys=(), **looks, **ringed),
         marks.points(special, size=280, **marks.OUTLINED, **looks),
     ]
+    best = search.confirmed or {}
+    if (errors := errors_of(best)).keys() >= {x, y}:
+        bars = marks.error_bars([(name, best[name], errors[name]) for name in (x, y)], *axes)
+        layers.insert(-1, bars)
     return marks.frame(search.title, [layers], width=540, height=330)
 
 

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.evaluate import answers_beside
-from lunar_tune.metrics.goal import METRICS, Goal, score_label
-from lunar_tune.study.rows import TrialRow
+from lunar_tune.metrics.goal import METRICS, Goal, parse_constraint, score_label
+from lunar_tune.metrics.means import errors_of
+from lunar_tune.study.rows import TrialRow, shown_score
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class Findings:
         answers = answers_beside(before, after)
         baseline = search.baseline_in_full if note else search.baseline
         budget = note.get("max_new_tokens", row.max_new_tokens)
-        return cls(row, note.get("scores", row.scores), baseline, budget, full, answers)
+        scores = (search.confirmed if note else None) or row.scores
+        return cls(row, scores, baseline, budget, full, answers)
 
     def of_set(self, name: str) -> pd.DataFrame:
         """Return the answers to the questions of a set; `fall` is of ROUGE-1."""
@@ -149,9 +152,23 @@ def cautions(search: StoredSearch) -> list[str]:
         found.append(f"{path} is not the file of the answers that were scored, and is not shown.")
     for first in (row for row in search.ranked[:1] if row.feasible):
         best = Findings.of(search, first)
-        for find in (_fallen, _at_an_edge, _still_likely, _rambling):
+        for find in (_barely_kept, _fallen, _at_an_edge, _still_likely, _rambling):
             found += find(best, search)
     return found
+
+
+def _barely_kept(best: Findings, search: StoredSearch) -> Iterator[str]:
+    """Say which bounds are kept by less than what other questions would change."""
+    for one, margin in search.goal.barely_kept(best.scores).items():
+        name, error = one.metric, errors_of(best.scores)[one.metric]
+        safer = one.bound + (error if one.sense == ">=" else -error)
+        bounds = _bounds(search.goal, f"{name}{one.sense}{safer:.3g}")
+        advice = f" To keep it with a margin: {bounds}" if METRICS[name].may_be(safer) else ""
+        yield (
+            f"{score_label(name)} {shown_score(best.scores[name], error)} keeps the constraint of "
+            f"{one.bound:g} by {margin:.1f} standard errors: other questions of this kind would "
+            f"miss it about {100 * NormalDist().cdf(-margin):.0f} % of the time.{advice}"
+        )
 
 
 def _fallen(best: Findings, search: StoredSearch) -> Iterator[str]:
@@ -169,8 +186,14 @@ def _fallen(best: Findings, search: StoredSearch) -> Iterator[str]:
 
 
 def _bounds(goal: Goal, another: str) -> str:
-    """Return the options for a goal's bounds and another one; given once, they replace all."""
-    return " ".join(f"--constrain '{one}'" for one in (*goal.constraints, another))
+    """Return the options for a goal's bounds and another one; given once, they replace all.
+
+    It stands for a bound on the same side of its score, if there is one.
+    """
+    new = parse_constraint(another)
+    bounds = {(one.metric, one.sense): str(one) for one in goal.constraints}
+    bounds[new.metric, new.sense] = another
+    return " ".join(f"--constrain '{one}'" for one in bounds.values())
 
 
 def _at_an_edge(best: Findings, search: StoredSearch) -> Iterator[str]:

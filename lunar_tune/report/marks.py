@@ -18,7 +18,8 @@ import vl_convert
 
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import METRICS, in_words, score_label
-from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number
+from lunar_tune.metrics.means import error_name
+from lunar_tune.study.rows import COMPLETE, HEADLINE_SCORES, TrialRow, is_number, shown_score
 from lunar_tune.study.stored_search import StoredSearch
 
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -32,6 +33,7 @@ STAR = "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31
 LINE = "M-1.4,-.2H1.4V.2H-1.4Z"
 _CROSS = "M-1,-.7L-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0Z"
 _DASHES = "M-1.4,-.15H-.6V.15H-1.4ZM-.4,-.15H.4V.15H-.4ZM.6,-.15H1.4V.15H.6Z"
+_PLUS = "M-1,-.12H-.12V-1H.12V-.12H1V.12H.12V1H-.12V.12H-1Z"
 _UNITS = {
     "rouge1": "recall",
     "rougeL": "recall",
@@ -107,7 +109,7 @@ def point(
 ) -> Point:
     """Return a point: its place, and what it says when it is pointed at or clicked."""
     known = [
-        f"{score_label(name)} {scores[name]:.3f}"
+        f"{score_label(name)} {shown_score(scores[name], scores.get(error_name(name)))}"
         for name in HEADLINE_SCORES
         if scores is not None and is_number(scores.get(name))
     ]
@@ -128,6 +130,25 @@ def points(
     chart = _data([data for _, data in values]).mark_point(filled=True, size=size, opacity=1)
     entries = dict.fromkeys([*marks, *(mark for mark, _ in values)])
     return Layer(chart=chart.encode(**encodings, tooltip="says:N"), marks=[*entries], keys=keys)
+
+
+def error_bars(at: Sequence[tuple[str, float, float]], x: alt.X, y: alt.Y) -> Layer:
+    """Return a cross of one standard error to each side of a point, no further than its scores go.
+
+    Of each axis `at` has the score's name, its value and its error.
+    """
+    bars = []
+    for along, (name, value, error) in zip("xy", at, strict=True):
+        ends = max(METRICS[name].low, value - error), min(METRICS[name].high, value + error)
+        fixed = {axis: place for axis, (_, place, _) in zip("xy", at, strict=True)}
+        bars.append(
+            {**fixed, "x2": fixed["x"], "y2": fixed["y"], along: ends[0], f"{along}2": ends[1]}
+        )
+    chart = _data(bars).mark_rule(color=GREEN, strokeWidth=2)
+    return Layer(
+        chart=chart.encode(x=x, x2="x2", y=y, y2="y2"),
+        marks=[Mark("± standard error", GREEN, _PLUS)],
+    )
 
 
 def trial_points(

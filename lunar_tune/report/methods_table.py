@@ -26,7 +26,8 @@ from lunar_tune.display import markdown, printable
 from lunar_tune.errors import DataError
 from lunar_tune.files import safe_name, write_atomically
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.metrics.goal import METRICS, Goal
+from lunar_tune.metrics.goal import METRICS, Goal, is_score
+from lunar_tune.metrics.means import error_name
 from lunar_tune.report.results import template
 from lunar_tune.study.rows import (
     COMPLETE,
@@ -36,6 +37,7 @@ from lunar_tune.study.rows import (
     best_first,
     nearest_first,
     score_cells,
+    shown_score,
 )
 from lunar_tune.study.study import StoredStudy
 
@@ -131,13 +133,14 @@ def read_table(studies: Mapping[Cell, StoredStudy], num_trials: int) -> pd.DataF
     table = pd.DataFrame(
         [_read(cell, stored, num_trials) for cell, stored in studies.items()], dtype=object
     )
-    scores = dict.fromkeys(name for name in (*HEADLINE_SCORES, *METRICS) if name in table)
+    names = (*HEADLINE_SCORES, *METRICS, *map(error_name, METRICS))
+    scores = dict.fromkeys(name for name in names if name in table)
     return table[[*_CELL, *_setting(table), *scores, *_COUNTS]]
 
 
 def _setting(table: pd.DataFrame) -> list[str]:
     """Return the columns of parameters."""
-    return [name for name in table if name not in {*_CELL, *METRICS, *_COUNTS}]
+    return [name for name in table if not is_score(name) and name not in {*_CELL, *_COUNTS}]
 
 
 def _read(cell: Cell, stored: StoredStudy, num_trials: int) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _read(cell: Cell, stored: StoredStudy, num_trials: int) -> dict[str, Any]:
         "reason": reason,
         **setting,
         **dict.fromkeys(HEADLINE_SCORES),
-        **{name: score for name, score in scores.items() if name in METRICS},
+        **{name: score for name, score in scores.items() if is_score(name)},
         **dict(zip(_COUNTS, counts, strict=True)),
     }
 
@@ -246,7 +249,7 @@ def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict
             for name, value in best[_setting(seeds)].dropna().items()
         )
     )
-    scores = [_spread(alike[name].dropna().astype(float)) for name in HEADLINE_SCORES]
+    scores = [_spread(alike, name) for name in HEADLINE_SCORES]
     if best["state"] != FEASIBLE:
         said = best["state"] + (f": {printable(best['reason'])}" if best["reason"] else "")
         setting = f"{italic.format(escape(said))} {setting}".rstrip()
@@ -268,8 +271,11 @@ def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict
     }
 
 
-def _spread(values: pd.Series[float]) -> str:
-    """Return a mean, with its standard deviation where there are several values."""
+def _spread(seeds: pd.DataFrame, name: str) -> str:
+    """Return a score's mean ± standard deviation over seeds, of one seed ± its standard error."""
+    values = seeds[name].dropna().astype(float)
     if values.empty:
         return ""
-    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+    only = seeds.loc[values.index[0]].dropna()
+    error = values.std() if len(values) > 1 else only.get(error_name(name))
+    return shown_score(values.mean(), error)

@@ -104,10 +104,10 @@ class SearchDisplay(ExitStack):
         place = (f"{self._done}/{self._total}", row.number, row.label)
         if row.state == COMPLETE:
             scores = [shown_score(row.scores.get(name)) for name in self._scores]
-            kept = self._missed(row) or ("feasible" + f" {self._star}" * best)
+            kept = self._missed(row) or ("feasible" + f" {self._star}" * best + self._margin(row))
             seconds = row.seconds.get("trial", 0.0)
             took = f"{seconds:.1f} s" if seconds < 10 else shown_duration(seconds)
-            line = self._joined(place, scores, f"{kept:<18}  {took:>6}")
+            line = self._joined(place, scores, f"{kept} {took.rjust(25 - len(kept))}")
         else:
             line = f"{row.state}{', runs again' * row.again}: {row.failure}"
             line = self._joined(place, [], line)
@@ -132,6 +132,12 @@ class SearchDisplay(ExitStack):
             how = f"{shown_score(by)} {where}" if math.isfinite(by) else "not measured"
             return f"{_brief_label(one.metric)} {how}" + " …" * (len(missed) > 1)
         return ""
+
+    def _margin(self, row: TrialRow) -> str:
+        """Return by how many standard errors a bound is kept if that is less than one."""
+        return next(
+            (f" by {one:.1f} se" for one in self._goal.barely_kept(row.scores).values()), ""
+        )
 
     def _print(self, line: str, style: str, *, whole: bool = False) -> None:
         """Print a line, cut at a terminal's edge unless it is to be read `whole`."""

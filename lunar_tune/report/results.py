@@ -23,8 +23,9 @@ from lunar_tune.display import Summary, markdown
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.metrics.means import errors_of
 from lunar_tune.report.findings import Findings, cautions
-from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, best_first, is_number
+from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, best_first, is_number, shown_score
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class SearchResults(Summary, StoredSearch):
         scores = list(dict.fromkeys((*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)))
         table = [["", *map(score_label, scores[:_SCORES])]]
         for who, known in self.compared.items():
-            table.append([who, *(format_value(known.get(one)) for one in scores[:_SCORES])])
+            table.append([who, *(format_score(known, one) for one in scores[:_SCORES])])
         return lines, table
 
     @property
@@ -123,7 +124,8 @@ def write_report(results: SearchResults, path: Path, pictures: Mapping[str, str]
     names = [*best[0].parameters] if best else []
     trials: list[list[Any]] = [["trial", *names, *map(score_label, scores), "seconds"]]
     for row in best:
-        cells = [row.number, *map(row.parameters.get, names), *map(row.scores.get, scores)]
+        cells = [row.number, *map(row.parameters.get, names)]
+        cells += [format_score(row.scores, name) for name in scores]
         trials.append([*cells, f"{row.seconds.get('trial', 0.0):.1f}"])
     text = template("report.md.j2").render(
         results=results, short=short_report(results), pictures=pictures, trials=trials
@@ -216,7 +218,8 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {"format_value": format_value, "score_label": score_label, "repr": repr, "table": _table}
+    own = {"format_value": format_value, "format_score": format_score, "table": _table}
+    own |= {"score_label": score_label, "repr": repr}
     environment.filters |= own
     return environment.get_template(name)
 
@@ -225,6 +228,12 @@ def _table(rows: Sequence[Sequence[Any]]) -> Markup:
     cells = [[markdown(format_value(cell)).replace("|", "\\|") for cell in row] for row in rows]
     table = tabulate(cells, "firstrow", tablefmt="github", disable_numparse=True)
     return Markup(table)  # noqa: S704  # is escaped
+
+
+def format_score(scores: Mapping[str, float], name: str) -> str:
+    """Return one of some scores as reports and pages show it, with its standard error if known."""
+    error = errors_of(scores).get(name)
+    return format_value(scores.get(name)) if error is None else shown_score(scores[name], error)
 
 
 def format_value(value: Any) -> str:

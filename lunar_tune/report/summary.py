@@ -17,10 +17,11 @@ from rich.text import Text
 
 from lunar_tune.config.options import BEST_FILTER, SearchConfig
 from lunar_tune.metrics.goal import score_label
+from lunar_tune.metrics.means import errors_of
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
 from lunar_tune.report.progress import encodable
 from lunar_tune.report.results import SearchResults
-from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, TrialRow, score_cells
+from lunar_tune.study.rows import ERROR, FAILED, HEADLINE_SCORES, TrialRow, score_cells
 from lunar_tune.trial.spec import TrialSpec
 
 
@@ -103,6 +104,8 @@ def _score_table(results: SearchResults) -> Table:
         table.add_column(score_label(name), justify="right", min_width=7, overflow="fold")
     for who, scores in results.compared.items():
         table.add_row(who, *score_cells(scores, names))
+    if errors := errors_of(scores):  # of the last, which is the best
+        table.add_row(ERROR, *score_cells(errors, names), style="dim")
     return table
 
 

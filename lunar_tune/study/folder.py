@@ -23,6 +23,7 @@ from lunar_tune.bounded import bounded
 from lunar_tune.errors import InputError
 from lunar_tune.files import is_file, is_folder, write_atomically
 from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.means import error_name
 from lunar_tune.study.rows import HEADLINE_SCORES, TrialRow
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _TEXTS = ("question", "truth", "answer")
 _COLUMNS = {
     **dict.fromkeys(("number", "retain_rows", "max_new_tokens"), pa.int64()),
     **dict.fromkeys((*HEADLINE_SCORES, "objective", "seconds"), pa.float64()),
+    **dict.fromkeys(map(error_name, HEADLINE_SCORES[:3]), pa.float64()),
     **dict.fromkeys(("feasible", "retain_exact", "again"), pa.bool_()),
     **dict.fromkeys(("state", "failure", "answers_digest"), pa.string()),
     **dict.fromkeys(("started", "ended"), pa.timestamp("us")),

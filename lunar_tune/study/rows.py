@@ -20,6 +20,8 @@ COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
+ERROR = "± standard error"
+"""What a row of standard errors is called that stands below one of scores."""
 LEAST_TRIALS = 10  # fewer tell `parameter_importance` next to nothing
 
 
@@ -87,11 +89,12 @@ def score_cells(scores: Mapping[str, float], names: Iterable[str] = HEADLINE_SCO
     return [shown_score(scores.get(name)) for name in names]
 
 
-def shown_score(score: float | None) -> str:
-    """Return a score as it stands on the screen, a dash where there is none."""
+def shown_score(score: float | None, error: float | None = None) -> str:
+    """Return a score as it stands on the screen, perhaps ± an error; a dash where there is none."""
     if score is None:
         return "-"
-    return f"{score:.3f}" if abs(score) < 1000 else f"{score:.2e}"
+    text = f"{score:.3f}" if abs(score) < 1000 else f"{score:.2e}"
+    return text if error is None else f"{text} ± {shown_score(error)}"
 
 
 def is_number(value: Any) -> bool:

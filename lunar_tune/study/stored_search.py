@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Container, Mapping
 from contextlib import suppress
@@ -20,8 +21,9 @@ from lunar_tune.data.data_catalog import BUNDLED, PUBLISHED
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError
 from lunar_tune.files import is_file, is_folder, shipped_spaces
-from lunar_tune.metrics.evaluate import AnswerRow, answers_beside
+from lunar_tune.metrics.evaluate import ROUNDING, AnswerRow, answers_beside, row_means
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.metrics.means import error_name, errors_of
 from lunar_tune.models.catalog import CATALOG
 from lunar_tune.models.chat import PUBLISHED as PUBLISHED_TURN
 from lunar_tune.study.folder import (
@@ -209,11 +211,25 @@ class StoredSearch:
         note = self.study.notes.get("confirmed") or {}
         return (note.get("baseline") or {}) if self.held_out else self.baseline
 
-    @property
+    @cached_property
     def confirmed(self) -> Mapping[str, float] | None:
-        """The best trial's scores in the full evaluation; None where there is none."""
+        """The best trial's scores in the full evaluation; None where there is none.
+
+        An older search has no standard errors: they are those of its answers, where they are kept.
+        """
         note = self.study.notes.get("confirmed")
-        return note["scores"] if note is not None else None
+        if note is None or errors_of(note["scores"]):
+            return note and note["scores"]
+        scores, means = note["scores"], dict[str, float]()
+        with suppress(InputError):
+            rows = self.answer_rows(note["number"], full=True)
+            means = row_means(rows, [*{row.set_name for row in rows}])
+        errors = {
+            error_name(name): error
+            for name, error in errors_of(means).items()
+            if math.isclose(scores.get(name, math.nan), means[name], abs_tol=ROUNDING)
+        }
+        return {**scores, **errors}
 
     @property
     def best(self) -> TrialRow | None:

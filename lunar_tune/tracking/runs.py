@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from lunar_tune.metrics.goal import METRICS
 from lunar_tune.signals import uninterrupted
 from lunar_tune.study.folder import read_answers
 from lunar_tune.study.rows import COMPLETE, RUNNING, TrialRow, best_so_far, is_number
@@ -291,7 +292,7 @@ def _trial_metrics(
     metrics["loss"] = list(enumerate(row.losses, 1))
     for name in ("forget_rouge1", "retain_rouge1"):
         metrics[f"check_{name}"] = [(int(check["epochs"]), check[name]) for check in row.checks]
-    for name in (one for one in scores if "_rouge" in one):
+    for name in (one for one in scores if "_rouge" in one and one in METRICS):
         stages = enumerate((search.baseline, row.scores, full))
         metrics[f"stage_{name}"] = [(step, said[name]) for step, said in stages if name in said]
     return metrics

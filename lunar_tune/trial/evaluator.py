@@ -17,6 +17,7 @@ from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
 from lunar_tune.metrics.goal import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
+from lunar_tune.metrics.means import error_name
 from lunar_tune.models.layout import check_answers_fit, why_not_resumable
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.spec import TrialSpec
@@ -147,9 +148,9 @@ class Judge:
         for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
             records = self.spec.data.asked(full=full)[name]
             means = likelihood_means(self._scorer.score(self._encoder.pairs(records)))
-            further |= {
-                metric.name: means[metric.quantity] for metric in likelihoods if name in metric.sets
-            }
+            asked = {metric.quantity for metric in likelihoods if name in metric.sets}
+            asked |= set(map(error_name, asked))
+            further |= {f"{name}_{one}": mean for one, mean in means.items() if one in asked}
         return replace(evaluation, scores={**evaluation.scores, **further}), budget
 
     def compare_answers(self, evaluation: Evaluation) -> Evaluation:

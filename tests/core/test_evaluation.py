@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cache, partial
 from itertools import count
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from lunar_tune.data.records import Record
 from lunar_tune.engine.decoding import AnswerRules, PlainAnswerer
 from lunar_tune.metrics.evaluate import Evaluation, Evaluator, Question
+from lunar_tune.metrics.means import mean_scores
 
 TRUTH = "a b c d e f g h i j"
 N_WORDS = 10
@@ -72,17 +74,30 @@ def test_scores_are_means_over_each_set_and_rows_keep_their_place(tokenizer: Tok
     result = told.evaluate(sets)
     # forget: 0 and 1/2. retain: all four words, three in order; one of two. factual: none.
     forget = {"forget_rouge1": 0.25, "forget_rougeL": 0.25, "forget_rows": 2}
+    # Both of two rows lie as far from their mean: that, over the root of two.
+    forget |= {"forget_rouge1_se": 0.25 / 2**0.5, "forget_rougeL_se": 0.25 / 2**0.5}
     expected = {
         **{"retain_rouge1": 0.75, "retain_rougeL": (0.75 + 0.5) / 2, "retain_rows": 2},
+        **{"retain_rouge1_se": 0.25 / 2**0.5, "retain_rougeL_se": 0.125 / 2**0.5},
         **{"factual_rouge1": 0.0, "factual_rougeL": 0.0, "factual_rows": 1},
+        **{"factual_rouge1_se": 0.0, "factual_rougeL_se": 0.0},
         "deviation_score": 100 * math.sqrt(0.25**2 + 0.25**2),
     }
     assert result.scores == pytest.approx(forget | expected)
-    assert told.evaluate({"forget": sets["forget"]}, floor=1.0).scores == forget
+    assert told.evaluate({"forget": sets["forget"]}, floor=1.0).scores == pytest.approx(forget)
     third = result.rows[2]
     assert (third.set_name, third.edge, third.question) == ("retain", "E0", "retain 0?")
     assert (third.truth, third.answer, third.rouge1) == ("c d f e", "c d e f", 1.0)
     assert [row.set_name for row in result.rows] == ["forget"] * 2 + ["retain"] * 2 + ["factual"]
+
+
+def test_a_standard_error_is_what_the_mean_of_resampled_rows_scatters_by() -> None:
+    draw = np.random.default_rng(0)
+    for values in ([0.0, 0.25, 1.0, 1.0], [*draw.random(40), *[1.0] * 60], [0.75] * 5):
+        means = draw.choice(values, (20_000, len(values))).mean(1)
+        found = mean_scores("retain_rouge1", values)
+        assert found["retain_rouge1_se"] == pytest.approx(means.std(), rel=0.03, abs=1e-12)
+        assert found["retain_rouge1"] == pytest.approx(np.mean(values))
 
 
 def test_a_prompt_that_stands_in_two_sets_is_opened_once(tokenizer: Tokenizer) -> None:
@@ -132,7 +147,10 @@ class Exam(Told):
         assert Fraction(sum(right), N_WORDS * len(right)) < Fraction(floor)
         seen = float(Fraction(sum(self.right[row] for row in asked), N_WORDS * len(asked)))
         # The forget set is asked always; the facts are not.
+        error = np.std([self.right[row] / N_WORDS for row in asked]) / len(asked) ** 0.5
         expected = {
+            **{"retain_rouge1_se": error, "retain_rougeL_se": error},
+            **{"forget_rouge1_se": 0.0, "forget_rougeL_se": 0.0},
             **{"forget_rouge1": 0.5, "forget_rougeL": 0.5, "forget_rows": N_FORGET},
             **{"retain_rouge1": seen, "retain_rougeL": seen, "retain_rows": len(asked)},
             "deviation_score": 100 * math.hypot(0.5, 1 - seen),

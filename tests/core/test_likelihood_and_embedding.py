@@ -22,7 +22,12 @@ from transformers import BertModel, BertTokenizer
 
 from lunar_tune.errors import DivergenceError, ModelError
 from lunar_tune.metrics import embedding, likelihood
-from lunar_tune.metrics.likelihood import AnswerLikelihood, LikelihoodScorer, likelihood_means
+from lunar_tune.metrics.likelihood import (
+    QUANTITIES,
+    AnswerLikelihood,
+    LikelihoodScorer,
+    likelihood_means,
+)
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import LAYOUTS
@@ -128,9 +133,14 @@ def answer(*log_probs: float, chosen: bool = True) -> AnswerLikelihood:
 def test_means_give_each_answer_the_same_weight_and_perplexity_each_token() -> None:
     """Log π −1, −1 (sum −2, mean −1) and −4 four times (sum −16, mean −4).
 
+    The standard error of two numbers is half of what either lies from their mean, over √2.
+
     Perplexity is that of 18 nats over 6 tokens; ranks are 1 (a hit) and 200 (none).
     """
     means = likelihood_means([answer(-1.0, -1.0), answer(-4.0, -4.0, -4.0, -4.0, chosen=False)])
+    errors = {name: means.pop(f"{name}_se") for name in QUANTITIES}
+    halves = (199 / 400, 0.5, 7.0, 1.5, 0.5)
+    assert list(errors.values()) == pytest.approx([half / math.sqrt(2) for half in halves])
     assert means == pytest.approx(
         {
             "mrr": (1 + 1 / 200) / 2,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -108,6 +109,9 @@ def test_scores_are_means_over_the_answers_and_a_trial_stops_where_the_floor_is_
             for kind in ("rouge1", "rougeL"):
                 mean = mean_recall(answers, name, kind)
                 assert row[f"{name}_{kind}"] == pytest.approx(mean, abs=1e-12)
+            recalls = [one["rouge1"] for one in answers if one["set_name"] == name]
+            error = np.std(recalls) / len(recalls) ** 0.5
+            assert row[f"{name}_rouge1_se"] == pytest.approx(error, abs=1e-12)
         said = row["retain_rouge1"] * counts["retain"]
         if "factual" not in asked:
             assert row["factual_rouge1"] is None
