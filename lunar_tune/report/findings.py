@@ -166,8 +166,8 @@ def _barely_kept(best: Findings, search: StoredSearch) -> Iterator[str]:
         advice = f" To keep it with a margin: {bounds}" if METRICS[name].may_be(safer) else ""
         yield (
             f"{score_label(name)} {shown_score(best.scores[name], error)} keeps the constraint of "
-            f"{one.bound:g} by {margin:.1f} standard errors: other questions of this kind would "
-            f"miss it about {100 * NormalDist().cdf(-margin):.0f} % of the time.{advice}"
+            f"{one.bound:g} by {margin:.1f} standard errors: other questions of the same edges "
+            f"would miss it about {100 * NormalDist().cdf(-margin):.0f} % of the time.{advice}"
         )
 
 

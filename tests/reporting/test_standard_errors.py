@@ -41,7 +41,7 @@ ROW = dataclasses.replace(trial(0, 4 / 28, RETAIN), scores=SCORES, seconds=SECON
 TEXT, MARGIN = "0.803 ± 0.030", "0.1"
 CAUTION = (
     "retain ROUGE-1 0.803 ± 0.030 keeps the constraint of 0.8 by 0.1 standard errors: other "
-    "questions of this kind would miss it about 45 % of the time. To keep it with a margin: "
+    "questions of the same edges would miss it about 45 % of the time. To keep it with a margin: "
     "--constrain 'retain_rouge1>=0.83'"
 )
 
