@@ -160,14 +160,16 @@ def cautions(search: StoredSearch) -> list[str]:
 def _barely_kept(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say which bounds are kept by less than what other questions would change."""
     for one, margin in search.goal.barely_kept(best.scores).items():
+        # This score and that of other questions both scatter by the error.
+        missed = NormalDist(sigma=math.sqrt(2)).cdf(-margin)
         name, error = one.metric, errors_of(best.scores)[one.metric]
         safer = one.bound + (error if one.sense == ">=" else -error)
         bounds = _bounds(search.goal, f"{name}{one.sense}{safer:.3g}")
         advice = f" To keep it with a margin: {bounds}" if METRICS[name].may_be(safer) else ""
         yield (
             f"{score_label(name)} {shown_score(best.scores[name], error)} keeps the constraint of "
-            f"{one.bound:g} by {margin:.1f} standard errors: other questions of the same edges "
-            f"would miss it about {100 * NormalDist().cdf(-margin):.0f} % of the time.{advice}"
+            f"{one.bound:g} by {margin:.1f} standard errors: as many other questions of the "
+            f"same edges would miss it about {100 * missed:.0f} % of the time.{advice}"
         )
 
 
