@@ -194,7 +194,9 @@ def rehearse(
         minutes: As without --rehearse.
         json_file: As without --rehearse.
     """
-    plan = Plan(device="cpu", size="rehearsal", evaluation_rows=16, patience=10, brought=brought)
+    plan = Plan(
+        device="cpu", size="rehearsal", threads=1, evaluation_rows=16, patience=10, brought=brought
+    )
     return _check(plan, only, minutes, json_file)
 
 

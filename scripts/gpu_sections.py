@@ -41,6 +41,8 @@ class Plan:
     device: str = "cuda"
     size: str = "qwen2.5-7b"
     """Of the random weights."""
+    threads: int | None = None
+    """Of torch, for the random weights. Default: all cores."""
     evaluation_rows: int | None = None
     """Of each set that the random weights are asked."""
     patience: float = 1
@@ -199,6 +201,7 @@ def _trial(plan: Plan, solver: str, *, plain_repeats: int = 1) -> dict[str, Any]
             size=plan.size,
             solvers=solver,
             device=plan.device,
+            threads=plan.threads,
             evaluation_rows=plan.evaluation_rows,
             repeats=1,
             plain_repeats=plain_repeats,
@@ -229,6 +232,7 @@ def _steps(plan: Plan, methods: str, train: str) -> dict[str, Any]:
             train=train,
             epochs=2,
             device=plan.device,
+            threads=plan.threads,
             evaluation_rows=plan.evaluation_rows,
             json_file=file,
         )
