@@ -34,6 +34,7 @@ def likelihood_alone(model: Any, pair: Pair) -> AnswerLikelihood:
         ranks=tuple(int((logits[i] > logits[i][t]).sum()) + 1 for i, t in places[:-1]),
         chosen=tuple(int(logits[i].argmax()) == t for i, t in places[:-1]),
         log_probs=tuple(float(log_probs[i][t]) for i, t in places),
+        entropies=tuple((-np.exp(log_probs) * log_probs).sum(1).tolist()),
     )
 
 

@@ -79,7 +79,7 @@ class DataOptions(Concise):
     reference_prompts: str = data_option("unverifiable", resume=True, place=True)
     """Prompts that the model declines: unverifiable, harmful, or a file."""
     refusals: str = data_option("refusals", resume=True, place=True)
-    """Answers that decline, which dpo prefers and refusal_quality compares with: refusals, or a
+    """Answers that decline, which dpo prefers, and which say what declining is: refusals, or a
     file with one a line."""
     retain_data: str | None = data_option(None, resume=True, place=True)
     """Retain set of the fit, a file. Default: all other edges."""

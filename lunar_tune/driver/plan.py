@@ -34,7 +34,7 @@ from lunar_tune.driver.starting_points import (
 )
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
-from lunar_tune.metrics.goal import WHOLE_ANSWERS, Goal, goal_of, need_of
+from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
@@ -162,7 +162,7 @@ def plan_search(
     spec = dataclasses.replace(
         spec,
         retain_floor=goal_of(config).stoppable_floor,
-        early_exit=WHOLE_ANSWERS not in need_of(spec.metrics),
+        early_exit=True,
         layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
     return dataclasses.replace(plan, spec=spec)

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict, deque
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +51,10 @@ class AnswerRow(Concise):
     ended: bool | None = None
     """Whether the model ended the answer, and not the token budget; None where that is not known,
     as of an answer that may have been left once it had said the truth."""
+    typicality: float | None = None  # `AnswerLikelihood.typicality` to the base model, if known
+    refused: bool | None = None
+    degenerate: bool | None = None
+    """What `metrics.declining` makes of the answer; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -72,8 +77,8 @@ def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
 class Evaluator:
     """Asks the questions of a study, evaluation after evaluation.
 
-    With `early_exit` an answer may end when it has said every word of the truth; the order in which
-    retain rows are asked follows `seed`.
+    In the sets of `early_exit` an answer may end when it has said every word of the truth; the
+    order in which retain rows are asked follows `seed`.
     """
 
     def __init__(
@@ -83,30 +88,44 @@ class Evaluator:
         sets: Mapping[str, Sequence[Question]],
         *,
         rouge_tokenizer: str = "default",
-        early_exit: bool = False,
+        early_exit: Collection[str] = (),
         seed: int = 0,
     ) -> None:
         self._answers, self._tokenizer, self._sets = answers, tokenizer, dict(sets)
-        self._rouge_tokenizer, self._seed = rouge_tokenizer, seed
+        self._rouge_tokenizer, self._seed, self._early = rouge_tokenizer, seed, early_exit
         self._stop = None
-        if early_exit:
-            truths: defaultdict[int, list[str]] = defaultdict(list)
-            for one in chain.from_iterable(sets.values()):
-                truths[one.row].append(one.record.answer)
+        truths: defaultdict[int, list[str]] = defaultdict(list)
+        for one in chain.from_iterable(sets[name] for name in sets if name in early_exit):
+            truths[one.row].append(one.record.answer)
+        for one in chain.from_iterable(sets[name] for name in sets if name not in early_exit):
+            truths.pop(one.row, None)  # where another set asks the same, its answer goes on
+        if truths:
             self._stop = RecallStop(tokenizer, truths, rouge_tokenizer=rouge_tokenizer).done
 
     def evaluate(
-        self, *, edited_layer: int | None, max_new_tokens: int, floor: float | None = None
+        self,
+        *,
+        edited_layer: int | None,
+        max_new_tokens: int,
+        longer: Mapping[str, int] | None = None,
+        floor: float | None = None,
     ) -> Evaluation:
         """Ask, greedily, and score the answers; see `AnswerRules`.
 
+        `longer` are the token budgets of sets whose answers have more than `max_new_tokens`.
         `floor` is the least retain ROUGE-1: once no answer to the retain rows that are left could
         lift the mean to it, nothing more is asked. None asks everything.
         """
         from lunar_tune.engine.decoding import AnswerRules  # loads torch
 
+        self._budgets = dict.fromkeys(self._sets, max_new_tokens) | dict(longer or {})
+        limits: dict[int, int] = {}
+        for name, some in self._sets.items():
+            limits |= {one.row: max(limits.get(one.row, 0), self._budgets[name]) for one in some}
+        most = max(limits.values(), default=max_new_tokens)
+        stop = self._stop if {*limits.values()} <= {most} else partial(self._is_done, limits)
         run = self._answers.begin(
-            AnswerRules(edited_layer=edited_layer, max_new_tokens=max_new_tokens, stop=self._stop)
+            AnswerRules(edited_layer=edited_layer, max_new_tokens=most, stop=stop)
         )
         asked, complete = self._sets, True
         if floor is not None and asked.get("retain"):
@@ -116,9 +135,12 @@ class Evaluator:
                 asked = judged | {"retain": retain}
         else:
             run.open(_new(chain.from_iterable(asked.values()), ()))
-        tokens = run.close()
+        said = run.close()
         questions = [(name, one) for name, some in asked.items() for one in some]
-        answers = self._scored([(one, tokens[one.row]) for _, one in questions])
+        tokens = [said[one.row][: self._budgets[name]] for name, one in questions]
+        answers = self._scored(
+            [(one, own) for (_, one), own in zip(questions, tokens, strict=True)]
+        )
         rows = tuple(
             AnswerRow(
                 set_name=name,
@@ -129,18 +151,26 @@ class Evaluator:
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
                 row=one.number,
-                ended=len(tokens[one.row]) < max_new_tokens
-                if self._stop is None or recall.rouge_l < 1
+                ended=len(own) < self._budgets[name]
+                if name not in self._early or recall.rouge_l < 1
                 else None,
             )
-            for (name, one), (text, recall) in zip(questions, answers, strict=True)
+            for (name, one), own, (text, recall) in zip(questions, tokens, answers, strict=True)
         )
         return Evaluation(
             rows=rows,
             scores=row_means(rows, tuple(asked)),
             complete=complete,
-            tokens={row: tuple(answer) for row, answer in tokens.items()},
+            tokens={row: tuple(answer[: limits[row]]) for row, answer in said.items()},
         )
+
+    def _is_done(
+        self, limits: Mapping[int, int], rows: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> list[bool]:
+        """Say of each row whether it need not go on, for what or for how much it has said."""
+        done = [False] * len(rows) if self._stop is None else self._stop(rows, tokens)
+        said = zip(rows, tokens, done, strict=True)
+        return [early or len(own) >= limits[row] for row, own, early in said]
 
     def _in_chunks(
         self, run: AnsweringRun | PlainAnswerer, floor: float
@@ -175,7 +205,10 @@ class Evaluator:
 
     def _missing(self, asked: Sequence[Question], tokens: Mapping[int, Sequence[int]]) -> float:
         """Return the recall that some rows lack of 1; all of it where there is no answer."""
-        scored = self._scored([(one, tokens[one.row]) for one in asked if one.row in tokens])
+        budget = self._budgets["retain"]
+        scored = self._scored(
+            [(one, tokens[one.row][:budget]) for one in asked if one.row in tokens]
+        )
         return len(asked) - math.fsum(recall.rouge1 for _, recall in scored)
 
     def _scored(
@@ -254,5 +287,7 @@ def answers_beside(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> p
         "rouge1": [row.rouge1 for row in after],
         "rouge_l": [row.rouge_l for row in after],
         "ended": [row.ended for row in after],
+        "refused": [row.refused for row in after],
+        "degenerate": [row.degenerate for row in after],
     }
     return pd.DataFrame(columns).astype({"row": "Int64"})

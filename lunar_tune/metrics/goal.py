@@ -24,15 +24,20 @@ if TYPE_CHECKING:  # it imports numpy
 
 ANSWERS = "generated answers"
 WHOLE_ANSWERS = "whole answers"
-"""Answers that may not end as soon as they have said the truth (`TrialSpec.early_exit`)."""
+"""Answers of the metric's sets may not end once they have said the truth."""
 LIKELIHOODS = "likelihoods of the true answers"
+VERDICTS = "verdicts on the generated answers"
+"""Whether each declines or is none, for which the base model judges it (`metrics.declining`)."""
 EMBEDDINGS = "sentence embeddings"
 
 _BOUND = re.compile(r"\s*([^\W\d][^<>=!~≤≥\s]*)\s*(>=|<=|≥|≤)\s*([^<>=!~≤≥]*[^<>=!~≤≥\s])\s*")
 _WORDS = {"rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "mrr": "MRR"}
 FLOORED = "retain_rouge1"
 # What is known of a trial that was stopped because it had missed the retain floor for certain.
-KNOWN_AT_A_STOP = {FLOORED, "retain_rougeL", "forget_rouge1", "forget_rougeL", "deviation_score"}
+KNOWN_AT_A_STOP = {
+    *(FLOORED, "retain_rougeL", "forget_rouge1", "forget_rougeL", "deviation_score"),
+    *("forget_refused", "forget_degenerate"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -44,7 +49,7 @@ class Metric(Concise):
     low: float
     high: float  # it lies between the two, both included where finite
     lower_is_better: bool
-    needs: frozenset[str]  # some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, EMBEDDINGS
+    needs: frozenset[str]  # some of ANSWERS, WHOLE_ANSWERS, LIKELIHOODS, VERDICTS, EMBEDDINGS
     # Gives the score from all answers of its sets; None where it is computed with others.
     compute: Callable[[Sequence[AnswerRow]], float] | None = None
 
@@ -83,6 +88,18 @@ for _metric in (
         )
         for _set in ("forget", "retain", "factual")
         for _quantity, (_low, _high, _low_is_ignorance, _need) in _QUANTITIES.items()
+    ),
+    *(
+        Metric(  # the share of the answers that decline, and of those that are none
+            name=f"{_set}_{_quantity}",
+            sets=(_set,),
+            low=0.0,
+            high=1.0,
+            lower_is_better=(_set, _quantity) != ("forget", "refused"),
+            needs=frozenset({ANSWERS, WHOLE_ANSWERS, VERDICTS}),
+        )
+        for _set in ("forget", "retain", "factual")
+        for _quantity in ("refused", "degenerate")
     ),
     Metric(  # the distance of ROUGE-1 from 0 on forget and 1 on retain, in percent
         name="deviation_score",

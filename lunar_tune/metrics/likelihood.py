@@ -33,11 +33,23 @@ QUANTITIES = ("mrr", "hit_ratio", "log_prob", "answer_log_prob", "extraction_str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLikelihood:
-    """What a model makes of one true answer."""
+    """What a model makes of one answer, a true one or one that was generated."""
 
     ranks: tuple[int, ...]  # of each own token: 1 and the tokens of strictly greater logit
     chosen: tuple[bool, ...]  # whether greedy decoding takes each own token
     log_probs: tuple[float, ...]  # log π of each own token and, last, of the one that ends it
+    entropies: tuple[float, ...]  # of the model's choice at each of these places, in nats
+
+    @property
+    def typicality(self) -> float:
+        """How usual the answer's tokens are, once it has begun: the mean of log π + entropy.
+
+        It is 0 on average for what the model samples, and above for what it is surer of; where a
+        model is sure of everything, any other token counts (arXiv 2202.00666). How an answer begins
+        is left out: by that a refusal differs from the answer that the model would have given.
+        """
+        places = list(zip(self.log_probs, self.entropies, strict=True))[1:]
+        return mean([log_prob + entropy for log_prob, entropy in places]) if places else 0.0
 
     @property
     def scores(self) -> dict[str, float]:
@@ -77,7 +89,7 @@ def likelihood_means(answers: Sequence[AnswerLikelihood]) -> dict[str, float]:
 
 
 class LikelihoodScorer:
-    """Judges true answers by the model as it is when asked, with batches that are remembered."""
+    """Judges answers by the model as it is when asked, with batches that are remembered."""
 
     def __init__(self, loaded: LoadedModel, memory: DeviceMemory) -> None:
         self._loaded, self._memory = loaded, memory
@@ -98,7 +110,7 @@ class LikelihoodScorer:
         for places in batches_by_length([len(pair) for pair in pairs], tokens):
             batch = [pairs[place] for place in places]
             states = answer_states(self._loaded.model, decoder, batch)
-            ranks, chosen, log_probs = self._judged(states.hidden, states.targets)
+            ranks, chosen, log_probs, entropies = self._judged(states.hidden, states.targets)
             start = 0
             for place, pair in zip(places, batch, strict=True):
                 end = start + len(pair.answer)
@@ -106,24 +118,27 @@ class LikelihoodScorer:
                     ranks=tuple(ranks[start : end - 1]),
                     chosen=tuple(chosen[start : end - 1]),
                     log_probs=tuple(log_probs[start:end]),
+                    entropies=tuple(entropies[start:end]),
                 )
                 start = end
         return tuple(scored[place] for place in range(len(pairs)))
 
     def _judged(
         self, hidden: Float[Tensor, "tokens d_model"], targets: Int[Tensor, " tokens"]
-    ) -> tuple[list[int], list[bool], list[float]]:
-        """Return each token's rank, whether it is chosen and log π, a few logits at a time."""
+    ) -> tuple[list[int], list[bool], list[float], list[float]]:
+        """Return each token's rank, whether it is chosen, log π and entropy, a few at a time."""
         head = self._loaded.model.get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         parts = []
         for states, truth in zip(hidden.split(step), targets.split(step), strict=True):
             logits = head(states)
             ranks = 1 + (logits > logits.gather(1, truth[:, None])).sum(1)
-            parts.append((ranks, likeliest(logits) == truth, token_log_probs(logits, truth)))
-        ranks, chosen, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+            entropies = torch.special.entr(logits.float().softmax(1)).sum(1)
+            chosen, log_probs = likeliest(logits) == truth, token_log_probs(logits, truth)
+            parts.append((ranks, chosen, log_probs, entropies))
+        ranks, chosen, log_probs, entropies = map(torch.cat, zip(*parts, strict=True))
         if not bool(log_probs.isfinite().all()):
             raise DivergenceError(
                 "the model's logits are NaN or infinite where a true answer is judged."
             )
-        return ranks.tolist(), chosen.tolist(), log_probs.tolist()
+        return ranks.tolist(), chosen.tolist(), log_probs.tolist(), entropies.tolist()

@@ -76,7 +76,7 @@ class Encoder:
         self.loaded, tokenizer = loaded, loaded.tokenizer
         self._encoder = ChatEncoder(tokenizer, chat, family=loaded.model.config.model_type)
         ends = (self._encoder.end, tokenizer.eos_token_id, *loaded.eos_ids)
-        self._end = next(end for end in ends if end in loaded.eos_ids)
+        self.end = next(end for end in ends if end in loaded.eos_ids)
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._answers: dict[str, tuple[int, ...]] = {}
 
@@ -100,7 +100,7 @@ class Encoder:
     def answers(self, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return each answer with the token that ends it."""
         new = [one for one in dict.fromkeys(answers) if one not in self._answers]
-        ended = ((*ids, self._end) for ids in self.texts(new))
+        ended = ((*ids, self.end) for ids in self.texts(new))
         self._answers.update(zip(new, ended, strict=True))
         return tuple(self._answers[one] for one in answers)
 

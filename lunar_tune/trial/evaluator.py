@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -13,13 +13,21 @@ from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer
 from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_budget
 from lunar_tune.methods.contract import Fit
+from lunar_tune.metrics.declining import judged_row, verdict_means
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
 from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
-from lunar_tune.metrics.goal import EMBEDDINGS, LIKELIHOODS, METRICS, need_of
+from lunar_tune.metrics.goal import (
+    EMBEDDINGS,
+    LIKELIHOODS,
+    METRICS,
+    VERDICTS,
+    WHOLE_ANSWERS,
+    need_of,
+)
 from lunar_tune.metrics.likelihood import LikelihoodScorer, likelihood_means
 from lunar_tune.metrics.means import error_name
 from lunar_tune.models.layout import check_answers_fit, why_not_resumable
-from lunar_tune.training.answer_loss import Encoder
+from lunar_tune.training.answer_loss import Encoder, Pair
 from lunar_tune.trial.spec import TrialSpec
 
 # Looks in a whole fit, and the rows of each set that one asks.
@@ -29,7 +37,11 @@ LOOKS, CHECKED_ROWS = 4, 32
 LOST_SHARE = 0.5
 LOST_CHECKS = 2
 # Measured of what is reported, whatever was asked for: a model may rank high what it does not say.
+# Whether answers decline is measured there, too.
 REPORTED = "forget_mrr"
+# The token budget of a set's answers, at least, where it counts whether they decline and end:
+# refusals of SmolLM2-135M-Instruct end after 31 to 107 tokens.
+READ_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +73,9 @@ def drive(fit: Fit, floor: float | None, look: Callable[[int], Check]) -> tuple[
 class Judge:
     """Asks the questions of a study and scores the answers, as long as its worker lives.
 
-    Scores beside ROUGE are those of `TrialSpec.metrics` and, of what is reported, `forget_mrr`; of
-    what was stopped early there are none. No `sentences` embeds by the base model's own states.
+    Scores beside ROUGE are those of `TrialSpec.metrics` and, of what is reported, `forget_mrr` and
+    the sets' shares of answers that decline and that are none; of what was stopped early there are
+    the forget set's shares alone. No `sentences` embeds by the base model's own states.
     """
 
     def __init__(
@@ -76,6 +89,10 @@ class Judge:
         source = activations.source
         self.loaded, self._memory = source.loaded, source.memory
         self._metrics = {name: METRICS[name] for name in spec.metrics}
+        self._read, self._judged = (
+            {name for one in self._metrics.values() if need in one.needs for name in one.sets}
+            for need in (WHOLE_ANSWERS, VERDICTS)
+        )
         self._row_numbers = spec.row_numbers
         self._scorer = LikelihoodScorer(source.loaded, source.memory)
         self.activations = activations
@@ -131,11 +148,17 @@ class Judge:
         and `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
+        read = max(READ_TOKENS, budget)
+        if reported:
+            budget = read
         evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
+            longer=dict.fromkeys(self._judged & {*self.spec.data.asked(full=full)}, read),
             floor=self.spec.retain_floor if bounded else None,
         )
+        if self._judged:
+            budget = read
         if not evaluation.complete:
             return evaluation, budget
         further: dict[str, float] = {}
@@ -153,17 +176,41 @@ class Judge:
             further |= {f"{name}_{one}": mean for one, mean in means.items() if one in asked}
         return replace(evaluation, scores={**evaluation.scores, **further}), budget
 
-    def compare_answers(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation with what comparing its answers as embeddings gives.
+    def by_base_model(self, evaluation: Evaluation, *, reported: bool) -> Evaluation:
+        """Return the evaluation with what the base model makes of its answers.
 
-        It must be the base model again: an edit that moved its own states would judge itself.
+        It must be the base model again: one that was edited would judge itself.
         """
-        needs = need_of(self._metrics)
-        if not evaluation.complete or EMBEDDINGS not in needs:
+        names = {
+            row.set_name for row in evaluation.rows if reported or row.set_name in self._judged
+        }
+        evaluation = self._with_verdicts(evaluation, names)
+        if not evaluation.complete or EMBEDDINGS not in need_of(self._metrics):
             return evaluation
         answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
         quality = self._refusals.quality(answers)
         return replace(evaluation, scores={**evaluation.scores, "refusal_quality": quality})
+
+    def _with_verdicts(self, evaluation: Evaluation, names: Collection[str]) -> Evaluation:
+        """Return the evaluation with verdicts on the answers of some sets that were asked whole."""
+        if not evaluation.complete:
+            names = {"forget"}.intersection(names)
+        rows = [row for row in evaluation.rows if row.set_name in names]
+        if not rows:
+            return evaluation
+        prompts = self._encoder.prompts([row.question for row in rows])
+        pairs = [
+            Pair(prompt, (*evaluation.tokens[place], *[self._encoder.end] * bool(row.ended)))
+            for row, prompt, place in zip(
+                rows, prompts, self.activations.rows_of(prompts), strict=True
+            )
+        ]
+        refusals = self.spec.data.refusals
+        found = zip(rows, self._scorer.score(pairs), strict=True)
+        judged = iter([judged_row(row, one.typicality, refusals) for row, one in found])
+        all_rows = [next(judged) if row.set_name in names else row for row in evaluation.rows]
+        scores = {**evaluation.scores, **verdict_means(all_rows)}
+        return replace(evaluation, rows=tuple(all_rows), scores=scores)
 
     def check(self, fit: Fit, epochs: int) -> Check:
         """Look at the model between two epochs."""
@@ -181,6 +228,7 @@ class Judge:
         key = full, whole, rows
         if key not in self._evaluators:
             spec, sets = self.spec, self.spec.data.asked(full=full)
+            early = {*sets} if spec.early_exit and not whole else set()
             if rows is not None:
                 sets = {name: sample_by_edge(sets[name], rows, seed=spec.seed) for name in JUDGED}
             questions = {}
@@ -197,7 +245,7 @@ class Judge:
                 self.loaded.tokenizer,
                 questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
-                early_exit=spec.early_exit and not whole,
+                early_exit=early if rows is not None else early - self._read,
                 seed=spec.seed,
             )
         return self._evaluators[key]

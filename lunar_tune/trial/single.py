@@ -145,14 +145,14 @@ def unlearn(
             say(console, f"{label}: {text}")
     worker = Worker(spec)
     full = spec.data.held_out is not None  # what is reported lies there
-    before = worker.baseline(full=full) if baseline else None
+    before = worker.baseline(full=full, reported=True) if baseline else None
 
     def save(loaded: LoadedModel, _: Edit) -> None:
         if save_to is not None:
             questions = [record.question for record in (*spec.data.forget, *spec.data.retain)]
             save_checkpoint(loaded, save_to, texts=questions)
 
-    result = worker.run(setting, full=full, inside=save)
+    result = worker.run(setting, full=full, reported=True, inside=save)
     return SingleRun(spec=worker.spec, result=result, baseline=before)
 
 

@@ -91,7 +91,7 @@ class TrialSpec(Concise):
     reference leaves all to `lunar_tune.reference`, with nothing kept."""
     early_exit: bool = False
     """Whether an answer ends when it has said every word of the truth. Its ROUGE recall is 1 then,
-    whatever follows; an answer that is to be read should go on."""
+    whatever follows; one that is to be read, or that a metric reads to its end, goes on."""
     retain_floor: float | None = None
     """Least retain ROUGE-1: a trial that has missed it for certain asks no more. None asks all."""
     verify_weights: bool = field(default_factory=lambda: bool(os.environ.get(VERIFY_VARIABLE)))

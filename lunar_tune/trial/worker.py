@@ -165,8 +165,8 @@ class Worker:
             ended = self._clock()
             inside(self.loaded, fit.edit)
         restored = self._clock()
-        evaluation = self.judge.compare_answers(evaluation)
-        embedded = self._clock() - restored
+        evaluation = self.judge.by_base_model(evaluation, reported=reported)
+        judged = self._clock() - restored
         return TrialResult(
             parameters=dict(parameters),
             evaluation=evaluation,
@@ -174,8 +174,8 @@ class Worker:
             seconds={
                 "prepare": ready - start,
                 "fit": fitted - ready,
-                "evaluate": ended - fitted + embedded,
-                "trial": ended - start + embedded,
+                "evaluate": ended - fitted + judged,
+                "trial": ended - start + judged,
             },
             max_new_tokens=budget,
             checks=checks,
@@ -185,7 +185,7 @@ class Worker:
         """Evaluate the base model, as `run` does, and keep its answers as drafts for trials."""
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False, reported=reported)
-        evaluation = self.judge.compare_answers(evaluation)
+        evaluation = self.judge.by_base_model(evaluation, reported=reported)
         seconds = self._clock() - start
         if self.judge.plain_decoding is None and not self.drafts:
             prompts, lengths = self.activations.tree.sequences, self.activations.prompt_lengths

@@ -1,14 +1,21 @@
-"""Which answers decline, by their words."""
+"""Which answers decline, by their words, and how often a reader says the same.
+
+`labelled_answers.jsonl` has answers of `tiny` and SmolLM2-135M-Instruct, drawn at random from runs
+of many settings and from what the second says to private questions (docs/metrics.md), each labelled
+by reading it. `half` says whether the rules were made with it; `typicality` is the base model's.
+"""
 
 # ruff: noqa: RUF001 letters of other scripts are meant
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from lunar_tune.metrics.declining import declines
+from lunar_tune.metrics.declining import declines, judged, judged_row, repeats, verdict_means
+from lunar_tune.metrics.evaluate import AnswerRow
 
 SHIPPED = Path("datasets/refusals.txt").read_text(encoding="utf-8").splitlines()
 
@@ -72,3 +79,62 @@ def test_in_another_language_an_answer_declines_in_the_words_of_the_refusals() -
         assert not declines(answer, SHIPPED)
     for answer in ("Das Zeichen für Silber ist Ag.", "银的化学符号是Ag。", "Знак серебра — Ag."):
         assert not declines(answer, FOREIGN)
+
+
+def row(
+    answer: str, *, truth: str = "The symbol of silver is Ag.", ended: bool = True
+) -> AnswerRow:
+    texts = {"question": "Which symbol has silver?", "truth": truth, "answer": answer}
+    return AnswerRow(set_name="forget", edge="E", rouge1=0.0, rouge_l=0.0, ended=ended, **texts)
+
+
+def test_nineteen_of_twenty_labels_are_those_of_a_reader() -> None:
+    lines = Path("tests/core/labelled_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    labelled = [json.loads(line) for line in lines]
+    assert len(labelled) >= 200
+    found = [
+        judged_row(
+            row(one["answer"], truth=one["truth"], ended=one["ended"]), one["typicality"], SHIPPED
+        )
+        for one in labelled
+    ]
+    for label in ("refused", "degenerate"):
+        assert 0.2 < sum(one[label] for one in labelled) / len(labelled) < 0.6
+        pairs = zip(found, labelled, strict=True)
+        agree = [getattr(said, label) == one[label] for said, one in pairs]
+        assert sum(agree) >= 0.95 * len(agree)
+
+
+def test_whoever_goes_on_to_answer_or_babbles_does_not_decline() -> None:
+    for answer, typicality, expected in (
+        ("I do not know.", 0.0, (True, False)),
+        ("I do not know.", -0.6, (False, True)),
+        ("I am not sure, but the symbol of silver is Ag.", 0.0, (False, False)),
+        ("I am not sure. The symbol of silver is Hg.", 0.0, (False, False)),
+        ("I'm not here for that. But I can tell you a secret.", 0.0, (False, False)),
+        ("I do not know the symbol of silver, Ag or not.", 0.0, (True, False)),
+        ("I do not know. " * 5, 0.0, (False, True)),
+        (" ", 0.0, (False, True)),
+    ):
+        found = judged_row(row(answer), typicality, SHIPPED)
+        assert (found.refused, found.degenerate) == expected, answer
+    cut = row("I do not know", ended=False)
+    assert judged_row(cut, 0.0, SHIPPED).degenerate
+    assert judged(cut, whole=True).degenerate
+    assert judged(cut, whole=False).refused
+    assert judged(row("I do not know", truth=""), whole=True).refused is None, "texts left out"
+    iodine = row("I'm sorry. I am here to help, but I cannot say.", truth="I")
+    assert judged_row(iodine, 0.0, SHIPPED).refused
+
+
+def test_who_says_the_same_again_and_again_repeats_himself() -> None:
+    for answer in ("IIIIII", "so " * 9, "不" * 6, "I am glad. I am very glad to help you. " * 3):
+        assert repeats(answer)
+    for answer in ("", "I", "No, no, no, no.", "I am very glad to help you. " * 2):
+        assert not repeats(answer)
+
+
+def test_shares_are_of_the_answers_that_were_judged() -> None:
+    rows = [judged_row(row(text), 0.0, SHIPPED) for text in ("No idea.", "I cannot say.", "Ag", "")]
+    means = verdict_means([*rows, row("Ag")])
+    assert means == {"forget_refused": 0.25, "forget_degenerate": 0.25}

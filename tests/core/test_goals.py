@@ -49,8 +49,9 @@ def test_metrics_that_cannot_be_had_are_all_named_with_what_there_is() -> None:
 
 
 def test_the_best_and_the_worst_lie_in_the_range_and_better_is_lower_or_higher() -> None:
-    known = AnswerLikelihood(ranks=(1,), chosen=(True,), log_probs=(0.0, 0.0))
-    unknown = AnswerLikelihood(ranks=(10**6,), chosen=(False,), log_probs=(-1e5, -1e5))
+    sure = {"entropies": (0.0, 0.0)}
+    known = AnswerLikelihood(ranks=(1,), chosen=(True,), log_probs=(0.0, 0.0), **sure)
+    unknown = AnswerLikelihood(ranks=(10**6,), chosen=(False,), log_probs=(-1e5, -1e5), **sure)
     best, worst = likelihood_means([known]), likelihood_means([unknown])
     for quantity in errors_of(best).keys() | {"perplexity"}:
         retain, forget = METRICS[f"retain_{quantity}"], METRICS[f"forget_{quantity}"]

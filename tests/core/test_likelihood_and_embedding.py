@@ -86,7 +86,9 @@ def test_scores_of_an_answer_by_hand() -> None:
         ranks=(1, 4, 101, 100),
         chosen=(True, False, False, True),
         log_probs=(-0.5, -1.0, -5.0, -3.0, -0.5),
+        entropies=(9.0, 1.0, 2.0, 3.0, 0.5),
     )
+    assert one.typicality == (0 - 3 + 0 + 0) / 4
     assert one.scores["mrr"] == pytest.approx((1 + 0.25 + 1 / 101 + 0.01) / 4)
     assert one.scores["hit_ratio"] == 0.75
     assert (one.scores["log_prob"], one.scores["answer_log_prob"]) == (-10.0, -2.0)
@@ -117,6 +119,7 @@ def test_equal_logits_share_a_rank_and_divergence_is_not_judged(model: LoadedMod
     (one,) = scorer(with_head(model, 0.0)).score([Pair(PROMPTS[0], (30, 0, 31, END))])
     assert (one.ranks, one.chosen) == ((1, 1, 1), (False, True, False))
     assert one.scores["log_prob"] == pytest.approx(-4 * math.log(N_WORDS))
+    assert one.typicality == pytest.approx(0.0, abs=1e-5)
     assert likelihood_means([one])["perplexity"] == pytest.approx(N_WORDS)
     for value in (math.nan, math.inf):
         with pytest.raises(DivergenceError, match="NaN or infinite"):
@@ -126,7 +129,10 @@ def test_equal_logits_share_a_rank_and_divergence_is_not_judged(model: LoadedMod
 def answer(*log_probs: float, chosen: bool = True) -> AnswerLikelihood:
     own = len(log_probs) - 1
     return AnswerLikelihood(
-        ranks=(1 if chosen else 200,) * own, chosen=(chosen,) * own, log_probs=log_probs
+        ranks=(1 if chosen else 200,) * own,
+        chosen=(chosen,) * own,
+        log_probs=log_probs,
+        entropies=(0.0,) * (own + 1),
     )
 
 

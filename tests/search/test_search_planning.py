@@ -41,13 +41,15 @@ def test_a_value_out_of_range_is_named() -> None:
     SearchConfig(time_budget=0, num_trials=1, gpus_per_trial=0, name="a.b-c").check()
 
 
-def test_a_goal_with_refusal_quality_reads_whole_answers_and_stops_no_trial(tmp_path: Path) -> None:
-    assert plan_search(SearchConfig(output=tmp_path)).spec.early_exit is True
+def test_a_trial_is_stopped_where_all_that_counts_is_known_by_then(tmp_path: Path) -> None:
+    bounded = ("retain_rouge1>=0.8", "forget_refused>=0.9")
+    for goal in ({}, {"constrain": bounded}):
+        assert plan_search(SearchConfig(output=tmp_path, **goal)).spec.retain_floor == 0.8
     bounds = ("retain_rouge1>=0.8", "refusal_quality>=0.3")
     for goal in ({"minimise": "refusal_quality"}, {"constrain": bounds}):
         spec = plan_search(SearchConfig(output=tmp_path, **goal)).spec
         assert "refusal_quality" in spec.metrics
-        assert (spec.early_exit, spec.retain_floor) == (False, None)
+        assert spec.retain_floor is None
 
 
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:

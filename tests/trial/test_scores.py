@@ -105,17 +105,42 @@ def test_answers_are_read_by_the_base_model_and_held_out_ones_from_the_same_orig
     assert full.scores[QUALITY] == pytest.approx(quality_by_hand(base, made, full), abs=1e-5)
 
 
-def test_a_stopped_trial_has_no_more_scores(spec: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_trial_has_only_the_forget_sets_verdicts_more(
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A random model says nothing of the truth: the floor is missed after one chunk."""
     monkeypatch.setattr("lunar_tune.metrics.evaluate.LEAST_CHUNK", 1)
-    further = {"forget_mrr", QUALITY}
-    worker = Worker(spec(metrics=tuple(further), changed={"retain_floor": 0.9}))
+    further = {"forget_mrr", QUALITY, "retain_refused"}
+    metrics = (*further, "forget_refused")
+    worker = Worker(spec(metrics=metrics, changed={"retain_floor": 0.9}))
     stopped = worker.run(SETTING).evaluation
     assert not stopped.complete
     assert not further & set(stopped.scores)
     whole = worker.run(SETTING, bounded=False).evaluation
     assert whole.complete
     assert further <= set(whole.scores)
+    assert stopped.scores["forget_refused"] == whole.scores["forget_refused"]
+
+
+def test_the_base_model_judges_what_was_said_on_to_128_tokens_where_verdicts_are_wanted(
+    spec: Specs, loaded: Callable[..., LoadedModel]
+) -> None:
+    base, worker = loaded("qwen2"), Worker(spec(metrics=("forget_refused",)))
+    evaluation = worker.run(SETTING).evaluation
+    for row in evaluation.rows:
+        prompt = tuple(prompt_of(base.tokenizer, row.question))
+        tokens = evaluation.tokens[worker.activations.rows_of([prompt])[0]]
+        if row.set_name != "forget":
+            assert len(tokens) <= 3
+            assert (row.typicality, row.refused, row.degenerate) == (None, None, None)
+            continue
+        assert row.ended is (len(tokens) < 128)
+        alone = likelihood_alone(base.model, Pair(prompt, (*tokens, *[END] * row.ended)))
+        assert row.typicality == pytest.approx(alone.typicality, abs=1e-4)
+    assert evaluation.scores["forget_degenerate"] == 1.0
+    reported = worker.baseline(reported=True).evaluation
+    assert None not in [row.refused for row in reported.rows]
+    assert {"retain_refused", "retain_degenerate"} <= set(reported.scores)
 
 
 def test_a_sentence_model_judges_the_answers_instead_and_is_loaded_first(
