@@ -81,7 +81,8 @@ def _show(run: SingleRun, console: Console) -> None:
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
     further = []
-    for name in run.spec.metrics:
+    judged = [name for name in METRICS if name.endswith(("_refused", "_degenerate"))]
+    for name in dict.fromkeys((*run.spec.metrics, *filter(run.scores.__contains__, judged))):
         shown = (f"{one[name]:.4g}" if name in one else "-" for one in (before, run.scores))
         further.append((name, *shown, "lower" if METRICS[name].lower_is_better else "higher"))
     if further:

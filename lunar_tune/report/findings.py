@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.declining import judged
 from lunar_tune.metrics.evaluate import answers_beside
 from lunar_tune.metrics.goal import METRICS, Goal, parse_constraint, score_label
 from lunar_tune.metrics.means import errors_of
-from lunar_tune.study.rows import TrialRow, shown_score
+from lunar_tune.study.rows import TrialRow, best_first, shown_score
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ EDGE = 0.02  # the share of a range that is taken for its edge
 # The share of the base model's MRR above which an answer counts as ranked high: `tiny`, which knows
 # its answers, has 1.00 on them and 0.59 on answers to the same question about somebody else.
 HIGH_RANK = 0.8
-# An answer that repeats itself to its end: any few characters, five times and more.
-REPEATS = re.compile(r"(.{1,40}?)\1{4,}.{0,40}\Z", re.DOTALL)
+# Shares of the forget set's answers: below the first a setting does not decline, at the other it
+# does; settings whose kept answers are read to find one that does.
+FEW, MOST, LOOKED_AT = 0.5, 0.9, 20
 
 Answer = Mapping[str, Any]  # a row of `answers_beside`; None for what is missing
 
@@ -51,7 +52,8 @@ class Findings:
         full = search.folder.answers(row.number, full=True).is_file()
         before, after = [], []
         with suppress(InputError):
-            after = search.answer_rows(row.number, full=full)
+            answers = search.answer_rows(row.number, full=full)
+            after = [judged(one, whole=full) for one in answers]
             before = search.answer_rows(full=full)
         answers = answers_beside(before, after)
         baseline = search.baseline_in_full if note else search.baseline
@@ -101,12 +103,17 @@ class Findings:
 
     @property
     def endings(self) -> str:
-        """How the answers to the forget set end; empty where that is not known."""
+        """How the answers to the forget set end, and how many decline; empty if not known."""
         asked = self.of_set("forget")
         if asked.empty or (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
             return ""
         ended, cut, left = map(asked["ended"].tolist().count, (True, False, None))
-        text = f"{ended} of {len(asked)} forget answers end by themselves, {cut} were cut at "
+        count = f"of {len(asked)} forget answers"
+        text = f"{ended} {count}"
+        if asked["refused"].notna().all():
+            refused, none = asked["refused"].sum(), asked["degenerate"].sum()
+            text = f"{refused} {count} decline, {none} are degenerate; {ended}"
+        text += f" end by themselves, {cut} were cut at "
         text += f"{self.max_new_tokens} tokens"
         return text + (f", {left} were stopped once they had given the true answer" if left else "")
 
@@ -152,7 +159,7 @@ def cautions(search: StoredSearch) -> list[str]:
         found.append(f"{path} is not the file of the answers that were scored, and is not shown.")
     for first in (row for row in search.ranked[:1] if row.feasible):
         best = Findings.of(search, first)
-        for find in (_barely_kept, _fallen, _at_an_edge, _still_likely, _rambling):
+        for find in (_barely_kept, _fallen, _at_an_edge, _still_likely, _not_declining):
             found += find(best, search)
     return found
 
@@ -239,18 +246,39 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
         )
 
 
-def _rambling(best: Findings, _: StoredSearch) -> Iterator[str]:
-    """Say where most answers to the forget set do not end or repeat themselves."""
-    asked = best.of_set("forget")
-    cut = asked["ended"].tolist().count(False)
-    repeating = sum(REPEATS.search(answer) is not None for answer in asked["unlearned"])
-    if 2 * max(cut, repeating) > len(asked):
-        said = f" and {repeating} repeat themselves" if repeating else ""
-        advice, setting = "", best.row.parameters
-        for name in [name for name in ("coefficient", "learning_rate") if name in setting][:1]:
+def _not_declining(best: Findings, search: StoredSearch) -> Iterator[str]:
+    """Say where most answers to the forget set do not decline, and which setting's do."""
+    asked, bounded = best.of_set("forget"), {one.metric for one in search.goal.constraints}
+    refused = best.scores.get("forget_refused", _share(asked["refused"]))
+    if "forget_refused" in bounded or not refused < FEW:  # NaN where nothing is known
+        return
+    none = best.scores.get("forget_degenerate", _share(asked["degenerate"]))
+    text = f"{refused:.0%} of the forget answers decline, {none:.0%} are degenerate"
+    declining = next(_declining(best.row, search), None)
+    if declining is not None:
+        row, share = declining
+        objective = search.goal.objective.name
+        text += f"; of trial {row.number} ({row.label}) {share:.0%} decline, with "
+        text += f"{score_label(objective)} {row.scores[objective]:.3f}"
+    text += f". Ask for that: {_bounds(search.goal, f'forget_refused>={MOST}')}"
+    setting = best.row.parameters
+    for name in [name for name in ("coefficient", "learning_rate") if name in setting][:1]:
+        if none >= FEW and declining is None:
             wider = f"--range {name}={setting[name] / 4:.2g}:{setting[name] / 1.5:.2g}"
-            advice = f" A smaller {score_label(name)} breaks less: {wider}"
-        yield (
-            f"{cut} of {len(asked)} forget answers do not end by themselves{said}: the model does "
-            f"not decline, it is broken there.{advice}"
-        )
+            text += f" A smaller {score_label(name)} breaks less: {wider}"
+    yield text
+
+
+def _declining(best: TrialRow, search: StoredSearch) -> Iterator[tuple[TrialRow, float]]:
+    """Return the feasible settings that decline, best first, by scores or else by kept answers."""
+    for row in [row for row in best_first(search.rows) if row.number != best.number][:LOOKED_AT]:
+        share = row.scores.get("forget_refused", math.nan)
+        if math.isnan(share):
+            share = _share(Findings.of(search, row).of_set("forget")["refused"])
+        if share >= MOST:
+            yield row, share
+
+
+def _share(flags: pd.Series[Any]) -> float:
+    """Return the share of answers of which something holds; NaN where that is not known."""
+    return math.nan if flags.isna().any() else float(flags.astype(float).mean())

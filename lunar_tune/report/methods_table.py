@@ -33,6 +33,7 @@ from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
     HEADLINE_SCORES,
+    VERDICTS,
     TrialRow,
     best_first,
     nearest_first,
@@ -54,6 +55,8 @@ _FORMULA = (
     r"^(?=[=+\-@\t\r])"  # before a text that a spreadsheet would compute, as OWASP lists them
 )
 STRENGTHS = ("learning_rate", "ridge")
+_SHOWN = (*HEADLINE_SCORES, *VERDICTS)
+_SCORES = ("forget R1", "retain R1", "factual R1", "deviation", "refused", "degenerate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +181,7 @@ def _read(cell: Cell, stored: StoredStudy, num_trials: int) -> dict[str, Any]:
         "state": state,
         "reason": reason,
         **setting,
-        **dict.fromkeys(HEADLINE_SCORES),
+        **dict.fromkeys(_SHOWN),
         **{name: score for name, score in scores.items() if is_score(name)},
         **dict(zip(_COUNTS, counts, strict=True)),
     }
@@ -216,12 +219,12 @@ def print_methods_table(console: Console, table: pd.DataFrame) -> None:
     """Show the cells of every seed."""
     several = table["seed"].nunique() > 1
     shown = Table("model", "data", "method", "", box=None, pad_edge=False, header_style="bold")
-    for column in ("forget", "retain", "factual", "deviation"):
+    for column in ("forget", "retain", "factual", "deviation", "refused", "degenerate"):
         shown.add_column(column, justify="right")
     for one in table.to_dict("records"):
         method = f"{one['method']} ({one['variant']})" + f" seed {one['seed']}" * several
         names = escape(one["model"]), escape(one["data"] or "own")
-        shown.add_row(*names, method, one["state"], *score_cells(one))
+        shown.add_row(*names, method, one["state"], *score_cells(one, _SHOWN))
     console.print(shown)
 
 
@@ -249,7 +252,7 @@ def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict
             for name, value in best[_setting(seeds)].dropna().items()
         )
     )
-    scores = [_spread(alike, name) for name in HEADLINE_SCORES]
+    scores = [_spread(alike, name) for name in _SHOWN]
     if best["state"] != FEASIBLE:
         said = best["state"] + (f": {printable(best['reason'])}" if best["reason"] else "")
         setting = f"{italic.format(escape(said))} {setting}".rstrip()
@@ -263,7 +266,7 @@ def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict
         "data": escape(best["data"]),
         "method": escape(method),
         "tuned setting": setting,
-        **dict(zip(("forget R1", "retain R1", "factual R1", "deviation"), scores, strict=True)),
+        **dict(zip(_SCORES, scores, strict=True)),
         "trials": f"{seeds['trials'].sum()} ({seeds['feasible_trials'].sum()})",
         "time (s)": f"{seeds['seconds'].sum():.1f}",
         "as good (within .05)": as_good,

@@ -25,7 +25,14 @@ from lunar_tune.files import cache_dir, write_atomically
 from lunar_tune.metrics.goal import in_words, score_label
 from lunar_tune.metrics.means import errors_of
 from lunar_tune.report.findings import Findings, cautions
-from lunar_tune.study.rows import FAILED, HEADLINE_SCORES, best_first, is_number, shown_score
+from lunar_tune.study.rows import (
+    FAILED,
+    HEADLINE_SCORES,
+    VERDICTS,
+    best_first,
+    is_number,
+    shown_score,
+)
 from lunar_tune.study.stored_search import StoredSearch
 
 if TYPE_CHECKING:
@@ -85,6 +92,12 @@ class SearchResults(Summary, StoredSearch):
         return scores
 
     @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The scores of how answers decline that are known of what is compared."""
+        known = self.compared.values()
+        return tuple(name for name in VERDICTS if any(name in scores for scores in known))
+
+    @property
     def outcome(self) -> str:
         """The confirmed best setting, or why there is none."""
         if self.best is None:
@@ -138,7 +151,9 @@ def short_report(results: SearchResults) -> Markup:
 
     What matters most comes first, since MLflow's note is cut where it is too long.
     """
-    text = template("short.md.j2").render(results=results, cautions=cautions(results))
+    endings = [Findings.of(results, row).endings for row in results.ranked[:1]]
+    told = {"cautions": cautions(results), "endings": "".join(endings)}
+    text = template("short.md.j2").render(results=results, **told)
     return Markup(text)  # noqa: S704  # is Markdown
 
 
@@ -175,7 +190,7 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
         "parameters": {  # with whether all values are numbers
             name: all(is_number(row.parameters.get(name, 0)) for row in rows) for name in names
         },
-        "scores": dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics)),
+        "scores": dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics, *results.verdicts)),
         "charts": list(charts_of(results)),
         "answers": [one for one in answered if not one.answers.empty],
         "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",

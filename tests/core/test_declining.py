@@ -99,7 +99,7 @@ def test_nineteen_of_twenty_labels_are_those_of_a_reader() -> None:
         for one in labelled
     ]
     for label in ("refused", "degenerate"):
-        assert 0.2 < sum(one[label] for one in labelled) / len(labelled) < 0.6
+        assert 0.15 < sum(one[label] for one in labelled) / len(labelled) < 0.6
         pairs = zip(found, labelled, strict=True)
         agree = [getattr(said, label) == one[label] for said, one in pairs]
         assert sum(agree) >= 0.95 * len(agree)

@@ -88,7 +88,10 @@ def test_the_summary_shows_answers_of_every_edge_and_those_that_lost_most(tmp_pa
     ]
     assert "    true, base model  the truth\n    unlearned         a [lie]\n" in text
     assert "    true, base model, unlearned  the truth\n" in text
-    assert "\n3 of 5 forget answers end by themselves, 1 were cut at 512 tokens, 1 were" in text
+    said = (
+        "\n3 of 5 forget answers decline, 1 are degenerate; 3 end by themselves, 1 were cut at 512"
+    )
+    assert f"{said} tokens, 1 were" in text
     assert "1 of 5 retain answers lost words (the worst below), most on retain 1 (ROUGE-1" in text
     assert "1.000, now 0.625); 0 of 1 factual answers lost words" in text
     assert len(text.splitlines()) < 40
@@ -187,11 +190,45 @@ def test_a_base_model_that_never_knew_and_answers_that_break_are_said(tmp_path: 
     results = found(tmp_path, *broken, fine, baseline=BASE | {"forget_rouge1": 0.2})
     never, rambling = cautions(results)
     assert "never knew the forget set (ROUGE-1 0.200)" in never
-    assert "3 of 4 forget answers do not end by themselves and 3 repeat themselves" in rambling
+    assert "25% of the forget answers decline, 75% are degenerate" in rambling
+    assert "--constrain 'retain_rouge1>=0.8' --constrain 'forget_refused>=0.9'" in rambling
     assert "--range coefficient=0.5:1.3" in rambling
     for text in (summary(results, width=400), short_report(results)):
         assert all(one in text for one in (never, rambling))
     assert cautions(found(tmp_path, broken[0], fine)) == []
+
+
+def test_where_the_best_does_not_decline_the_best_setting_that_does_is_named(
+    tmp_path: Path,
+) -> None:
+    """By its score, or, where a trial measured none, by its answers."""
+    full = FULL | {"forget_refused": 0.25, "forget_degenerate": 0.25}
+    [best] = found(tmp_path, full=full).rows
+    babbles, declines = (
+        [answer("forget", n, text, 0.2) for n in range(4)] for text in ("Hey!", "I cannot say.")
+    )
+    rows = [best]
+    for number, (answers, scores) in enumerate(
+        [(babbles, {}), (babbles, {"forget_refused": 0.5}), (declines, {}), (declines, {})], start=1
+    ):
+        write_answers(Folder(tmp_path).answers(number), answers, ())
+        known = FULL | {"forget_rouge1": number / 10} | scores
+        more = {"number": number, "scores": known, "objective": number / 10}
+        rows.append(dataclasses.replace(best, **more))
+    results = results_of(rows, confirmed=full, folder=tmp_path, goal=GOAL, baseline=BASE)
+    [said] = cautions(results)
+    assert said == (
+        "25% of the forget answers decline, 25% are degenerate; of trial 3 (L1 c2.0 lr0.003) 100% "
+        "decline, with forget ROUGE-1 0.300. Ask for that: --constrain 'retain_rouge1>=0.8' "
+        "--constrain 'forget_refused>=0.9'"
+    )
+    rows[4].scores["forget_refused"] = 0.95  # type: ignore[index]
+    write_answers(Folder(tmp_path).answers(3), babbles, ())
+    [said] = cautions(results)
+    assert "of trial 4 (L1 c2.0 lr0.003) 95% decline" in said
+    bounded = dataclasses.replace(results, study=results.study)
+    vars(bounded)["goal"] = Goal.read("forget_rouge1", ["forget_refused>=0.2"])
+    assert "decline" not in " ".join(cautions(bounded))
 
 
 def test_the_next_commands_are_those_for_a_shell_here(
