@@ -39,7 +39,8 @@ LOST_CHECKS = 2
 # Measured of what is reported, whatever was asked for: a model may rank high what it does not say.
 # Whether answers decline is measured there, too.
 REPORTED = "forget_mrr"
-# The token budget of a set's answers, at least, where it counts whether they decline and end:
+# The token budget of a set's answers, at least, where it counts whether they decline and end, and
+# no budget is given:
 # refusals of SmolLM2-135M-Instruct end after 44 to 111 tokens.
 READ_TOKENS = 128
 
@@ -148,7 +149,7 @@ class Judge:
         and `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        read = max(READ_TOKENS, budget)
+        read = max(READ_TOKENS, budget) if self.spec.max_new_tokens is None else budget
         if reported:
             budget = read
         evaluation = self._evaluator(full=full, whole=reported).evaluate(

@@ -188,7 +188,7 @@ SETTING = {"layer": 1, "learning_rate": 0.003}
 def finished(forget: float = 0.125, setting: Any = SETTING, *, feasible: bool = True) -> Any:
     """Return a study of ten trials in 12.34 s, four of them feasible or none."""
     scores = {"forget_rouge1": forget, "retain_rouge1": 0.9, "factual_rouge1": 1.0}
-    scores["deviation_score"] = 16.0
+    scores |= {"deviation_score": 16.0, "forget_refused": 0.75, "forget_degenerate": 0.25}
     rows = [
         TrialRow(
             number=number,
@@ -240,15 +240,16 @@ def test_seeds_share_a_row_with_mean_and_deviation_but_not_in_csv(tmp_path: Path
     mean, deviation = statistics.fmean(forgets), statistics.stdev(forgets)
     assert row["forget R1"] == f"{mean:.3f} ± {deviation:.3f}"
     assert (row["seeds"], row["trials"]) == ("3", "30 (12)")
+    assert (row["refused"], row["degenerate"]) == ("0.750 ± 0.000", "0.250 ± 0.000")
     assert table.read_text().splitlines() == [
         "model,data,method,variant,seed,state,reason,layer,learning_rate,epochs,forget_rouge1,"
-        "retain_rouge1,factual_rouge1,deviation_score,trials,feasible_trials,seconds,"
+        "retain_rouge1,factual_rouge1,deviation_score,forget_refused,forget_degenerate,trials,feasible_trials,seconds,"
         "tolerance_low,tolerance_high",
-        "tiny,mini,lunar,adamw,0,feasible,,1,0.003,,0.1,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
-        "tiny,mini,lunar,adamw,1,feasible,,1,0.003,,0.2,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
-        "tiny,mini,lunar,adamw,2,feasible,,1,0.003,,0.6,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
-        'tiny,mini,ga,full,0,not run,"1 of 3, ""why""",,,,,,,,0,0,0,,',
-        "tiny,mini,ga,lora,0,feasible,,,1e-05,4,0.125,0.9,1.0,16.0,10,4,12.34,0.001,0.004",
+        "tiny,mini,lunar,adamw,0,feasible,,1,0.003,,0.1,0.9,1.0,16.0,0.75,0.25,10,4,12.34,0.001,0.004",
+        "tiny,mini,lunar,adamw,1,feasible,,1,0.003,,0.2,0.9,1.0,16.0,0.75,0.25,10,4,12.34,0.001,0.004",
+        "tiny,mini,lunar,adamw,2,feasible,,1,0.003,,0.6,0.9,1.0,16.0,0.75,0.25,10,4,12.34,0.001,0.004",
+        'tiny,mini,ga,full,0,not run,"1 of 3, ""why""",,,,,,,,,,0,0,0,,',
+        "tiny,mini,ga,lora,0,feasible,,,1e-05,4,0.125,0.9,1.0,16.0,0.75,0.25,10,4,12.34,0.001,0.004",
     ]
 
 
