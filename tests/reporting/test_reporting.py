@@ -158,6 +158,7 @@ def test_answers_stand_beside_the_base_model_to_the_same_question() -> None:
     assert list(table) == [
         *("set", "edge", "row", "question", "true_answer"),
         *("base_model", "unlearned", "rouge1_before", "rouge1", "rouge_l", "ended"),
+        *("refused", "degenerate"),
     ]
     assert table["unlearned"].tolist() == ["c", "a", "b", "d"]
     assert table["base_model"].tolist()[:3] == ["other edge", "first", "again"]

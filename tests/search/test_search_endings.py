@@ -106,7 +106,8 @@ def test_nothing_private_is_written_or_shown(small: list[str], tmp_path: Path) -
         rows = pq.read_table(output / f"n/trials/{name}.parquet").to_pylist()
         assert [row["row"] for row in rows] == [0, 1, 2, *range(6)]
         for row in rows:
-            assert set(row) == {"set_name", "edge", "row", "rouge1", "rouge_l", "ended"}
+            scores = {"rouge1", "rouge_l", "ended", "typicality", "refused", "degenerate"}
+            assert set(row) == {"set_name", "edge", "row", *scores}
             pairs = [pair for pair in data if pair["edge"] in sets[row["set_name"]]]
             assert pairs[row["row"]]["edge"] == row["edge"]
     answers = SearchResults.read(output / "n").answer_rows(0)
