@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lunar_tune.metrics.evaluate import AnswerRow, mean
+from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.means import mean_scores
 from lunar_tune.metrics.rouge import rouge_recall, tokenize_words
 
 # The sentences of an answer that may decline; further on it has said something else.
@@ -57,7 +58,7 @@ _DENIES = re.compile(
             rf"\b(?:i|we) (?:do|did|can|could|will|would|may|must) {_NOT} {_SOFTLY}{_TELL}\b",
             rf"\b(?:i|we) (?:do|did) {_NOT} {_SOFTLY}have\b",
             rf"\b(?:i|we) (?:am|are|was|were|have been) {_NOT} {_SOFTLY}{_ABLE}\b",
-            r"\bfor not being able\b",
+            r"\bfor not being able\b|^no (?:idea|clue)\b",
             r"\b(?:i|we) (?:am|are|was|were) unable\b",
             rf"\b(?:i|we) (?:have|had|possess) no (?:\w+ ){{0,2}}{_KNOWLEDGE}\b",
             rf"\b(?:i|we) have {_NOT} {_SOFTLY}(?:heard|learned|been|seen|come across)\b",
@@ -135,15 +136,14 @@ def judged(row: AnswerRow, *, whole: bool) -> AnswerRow:
 
 
 def verdict_means(rows: Iterable[AnswerRow]) -> dict[str, float]:
-    """Return `<set>_refused` and `<set>_degenerate`, shares of the rows that were judged."""
-    judged = [row for row in rows if row.refused is not None]
-    return {
-        f"{name}_{what}": mean(
-            [float(getattr(row, what)) for row in judged if row.set_name == name]
-        )
-        for name in dict.fromkeys(row.set_name for row in judged)
-        for what in ("refused", "degenerate")
-    }
+    """Return `<set>_refused` and `<set>_degenerate`, shares of judged rows, and their errors."""
+    known = [row for row in rows if row.refused is not None]
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(row.set_name for row in known):
+        for what in ("refused", "degenerate"):
+            flags = [float(getattr(row, what)) for row in known if row.set_name == name]
+            means |= mean_scores(f"{name}_{what}", flags)
+    return means
 
 
 def _tells(row: AnswerRow, refusals: Sequence[str]) -> bool:

@@ -137,4 +137,7 @@ def test_who_says_the_same_again_and_again_repeats_himself() -> None:
 def test_shares_are_of_the_answers_that_were_judged() -> None:
     rows = [judged_row(row(text), 0.0, SHIPPED) for text in ("No idea.", "I cannot say.", "Ag", "")]
     means = verdict_means([*rows, row("Ag")])
-    assert means == {"forget_refused": 0.25, "forget_degenerate": 0.25}
+    assert means == {
+        **{"forget_refused": 0.5, "forget_refused_se": 0.25},
+        **{"forget_degenerate": 0.25, "forget_degenerate_se": pytest.approx((3 / 64) ** 0.5)},
+    }
