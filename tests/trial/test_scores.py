@@ -85,7 +85,8 @@ def test_a_trial_reports_likelihoods_and_all_else_as_without(scored: Scored) -> 
         alone = likelihoods_alone(scored.worker.loaded, scored.spec, full=full)
         assert {name: evaluation.scores[name] for name in alone} == pytest.approx(alone, rel=1e-4)
     assert scored.trial.rows == scored.plain.rows
-    own = {name: scored.trial.scores[name] for name in (*LIKELIHOODS, QUALITY)}
+    names = {*LIKELIHOODS, QUALITY, "forget_log_prob_se", "retain_mrr_se"}
+    own = {name: scored.trial.scores[name] for name in names}
     assert scored.trial.scores == scored.plain.scores | own
 
 
