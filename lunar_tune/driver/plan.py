@@ -38,6 +38,7 @@ from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.trial.assemble import assemble, check_machine, known_depth
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
@@ -174,7 +175,17 @@ def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> 
     metrics = (*options.metrics, *(goal.metrics if goal else ()))
     spec = assemble(dataclasses.replace(options, metrics=metrics))
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
-    space = load_space(config.space, spec.method, model_name=spec.model.name, n_layers=n_layers)
+    begun_with = None
+    if config.resume is not None and config.space is None and config.layer_prior is None:
+        folder = Folder((config.output / config.resume).resolve())
+        begun_with = StoredConfig.read(folder).resolved.get("space") if folder.is_taken else None
+    space = load_space(
+        config.space,
+        spec.method,
+        model_name=spec.model.name,
+        n_layers=n_layers,
+        begun_with=begun_with,
+    )
     space = narrowed(space, spec.method, config, n_layers=n_layers)
     # A resumed study has queued the settings of other searches already.
     searches = [one for one in config.start_from if one != NONE and config.resume is None]

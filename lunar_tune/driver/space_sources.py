@@ -43,14 +43,26 @@ SECTION_KEYS: Final = ("parameters", "starting_points")
 Points = list[dict[str, int | float]]
 
 
-def load_space(space: str | None, method: Method, *, model_name: str, n_layers: int) -> SearchSpace:
+def load_space(
+    space: str | None,
+    method: Method,
+    *,
+    model_name: str,
+    n_layers: int,
+    begun_with: Mapping[str, Any] | None = None,
+) -> SearchSpace:
     """Read and check the search space of a method and variant, or raise a SearchSpaceError.
 
-    `space` is a shipped name or a file; None takes the model's shipped file, else the default.
+    `space` is a shipped name or a file; None takes the model's shipped file, else the default. What
+    a search has `begun_with` (`SearchSpace.to_dict`) it goes on with: shipped files may change.
     """
     name, variant = method.name, method.variant
-    path = _find(space, model_name)
-    content = read_yaml(path, error_class=SearchSpaceError)
+    path, content = _find(space, model_name), dict[str, Any]()
+    if begun_with is not None:
+        path = Path(str(begun_with.get("origin")))
+        content = {name: {variant: {key: begun_with.get(key) for key in SECTION_KEYS}}}
+    else:
+        content = read_yaml(path, error_class=SearchSpaceError)
     known = content.get(name)
     if space is None and not (isinstance(known, dict) and variant in known):
         # a model's file need not know every method and variant

@@ -18,6 +18,7 @@ import pytest
 from command_lines import small_data
 from made_outcomes import base_model, ended, failed
 from made_search import ONE_CPU, session_of
+from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
@@ -320,6 +321,24 @@ def test_other_data_are_refused_and_another_seed_of_nothing_is_not(tmp_path: Pat
     folder.config.write_text(text)
     with pytest.raises(InputError, match="other settings or data"):
         check_unchanged(changed, folder)
+
+
+def test_a_search_goes_on_with_the_space_that_it_was_begun_with(tmp_path: Path) -> None:
+    """Shipped spaces may be others by then."""
+    plan, folder = begun(tmp_path)
+    coefficient = {"type": "float", "low": 0.5, "high": 3.0, "log": True}
+    kinds = plan.space.to_dict()["parameters"] | {"coefficient": coefficient}
+    point = {"layer": 2, "coefficient": 1.5, "learning_rate": 0.01}
+    space = plan.space.to_dict() | {"parameters": kinds, "starting_points": [point]}
+    document = configuration_document(
+        plan.config, given={}, derived={}, resolved={"space": space, "version": "0"}
+    )
+    folder.config.write_text(document)
+    given = {"resume": "n", "output": tmp_path / "runs", "data": str(tmp_path / "pairs.json")}
+    again = plan_search(resumed(given, Problems())[0]).space
+    assert again.parameters["coefficient"] == FloatDistribution(0.5, 3.0, log=True)
+    assert again.parameters["layer"] == plan.space.parameters["layer"]
+    assert again.starting_points == (point,)
 
 
 def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Path) -> None:

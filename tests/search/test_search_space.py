@@ -73,14 +73,14 @@ def message_of(folder: Path, text: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_model_of_the_catalogue_and_every_depth_has_a_space(solver: str) -> None:
-    """From .3 to .9 of the way from the first block to the last, as the shipped files say."""
+    """From .45 of the way from the first block on to the last, as the shipped files say."""
     parameters = LunarMethod(LunarSettings(solver=solver)).parameters
     models = {model: entry.n_layers for model, entry in CATALOG.items()}
     for model, n_layers in [*models.items(), *(("someone/else", n) for n in range(2, 101))]:
         space = load(None, model=model, variant=solver, parameters=parameters, n_layers=n_layers)
         assert tuple(space.parameters) == parameters
         last = n_layers - 1
-        depths = (0, last) if model == TINY else (round(0.3 * last), round(0.9 * last))
+        depths = (0, last) if model == TINY else (round(0.45 * last), last)
         assert bounds_of(space.parameters["layer"]) == depths
         assert space.starting_points
         for point in space.starting_points:
@@ -94,7 +94,7 @@ def test_known_settings_of_public_code_are_tried_first() -> None:
         (first, *_) = load(None, model=model, n_layers=CATALOG[model].n_layers).starting_points
         assert first == {"layer": layer, "coefficient": 2.0, "learning_rate": rate}
     # The default scales the published layer, 22 of 32 blocks.
-    assert [point["layer"] for point in load(None, n_layers=32).starting_points] == [22, 16]
+    assert [point["layer"] for point in load(None, n_layers=32).starting_points] == [22, 16, 30]
     assert {*shipped_spaces()} <= {"default", *CATALOG}
 
 
