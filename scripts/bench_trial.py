@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM
 
 from lunar_tune import reference
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS, RunOptions
+from lunar_tune.config.options import NEVER, PUBLISHED_MAX_NEW_TOKENS, RunOptions
 from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.models.device import GIB, limit_threads
@@ -328,6 +328,7 @@ def bench(
         forget_edge=(forget_edge,),
         factual_data=factual_data,
         reference_prompts=reference_prompts,
+        reference_check=NEVER,
         device=device,
         dtype=dtype,
         max_new_tokens=None if size is None else NEW_TOKENS,

@@ -29,7 +29,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import NEVER, RunOptions
 from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.models.chat import PUBLISHED
 from lunar_tune.trial.assemble import assemble
@@ -81,6 +81,7 @@ def workers(
             forget_edge=(edge,),
             factual_data=str(data / "factual_data.json"),
             reference_prompts=str(data / REFERENCE_FILES[reference]),
+            reference_check=NEVER,  # as the published code
             evaluation_rows=EVALUATED_ROWS,
             fix=(f"master_dtype={master_dtype}",),
         )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import NEVER, RunOptions
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import read_records
 from lunar_tune.finetuning.tiny import ensure_tiny
@@ -78,6 +78,7 @@ def random_options(options: RunOptions) -> RunOptions:
         data="contracts",
         factual_data=str(file),
         system_prompt=SYSTEM_PROMPT,
+        reference_check=NEVER,  # it declines nothing
     )
 
 

@@ -179,6 +179,7 @@ def small_values(model: Path, folder: Path) -> dict[str, Any]:
         "data": str(small_data(folder)),
         "factual_data": "none",
         "reference_prompts": str(prompts),
+        "reference_check": "never",
         "max_new_tokens": 4,
         "device": "cpu",
     }

@@ -33,6 +33,7 @@ def random_spec(
 ) -> TrialSpec:
     """Return what short trials of a model need: two epochs, three reference prompts."""
     own = {"device": "cpu", "factual_data": "none", "max_new_tokens": 3, "cache_limit": 0}
+    own["reference_check"] = "never"
     lunar = options.get("method", "lunar") == "lunar" and options.get("solver") != "closed_form"
     own["fix"] = ("epochs=2",) if lunar else ()
     made = assemble(RunOptions(model=str(model), data=data, **(own | options)))

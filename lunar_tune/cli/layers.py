@@ -41,6 +41,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     edge: str | None = same_option(RunOptions, "edge")
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
     reference_prompts: str = same_option(RunOptions, "reference_prompts")
+    reference_check: str = same_option(RunOptions, "reference_check")
     refusals: str = same_option(RunOptions, "refusals")
     holdout: bool = same_option(RunOptions, "holdout")
     text: bool = same_option(RunOptions, "text")
@@ -87,8 +88,13 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         check_machine(spec)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
+    worker = Worker(dataclasses.replace(materialise(spec, console), metrics=()))  # judges no trial
+    worker.check_references()
+    if worker.references is not None:
+        for line in worker.references.lines(spec.reference_check):
+            say(console, line)
     prior, answers = layer_scores(
-        Worker(dataclasses.replace(materialise(spec, console), metrics=())),  # it judges no trial
+        worker,
         coefficient=coefficient,
         layers=chosen,
         rows=options.evaluation_rows,

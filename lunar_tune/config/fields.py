@@ -54,6 +54,8 @@ class Option:
     permission: bool = False
     """Whether it lets others' code run or names a host that is told data and passwords: only the
     command line of a run gives it, no file that somebody may have written."""
+    before: Any = None
+    """What searches did that know no such option, as their stored configuration is read."""
     same_as: tuple[Any, str] | None = field(default=None, compare=False)
     """Class and name of the option that it repeats."""
 

@@ -30,6 +30,8 @@ NONE, OWN, TINY = "none", "own", "tiny"
 ENGINES = ("fast", "plain", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUGE_TOKENIZERS = ("default", "words")
+DECLINED, REPORT, NEVER = "declined", "report", "never"
+REFERENCE_CHECKS = (DECLINED, REPORT, NEVER)
 LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
 LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
@@ -78,6 +80,11 @@ class DataOptions(Concise):
     """General knowledge: factual, a file, or none."""
     reference_prompts: str = data_option("unverifiable", resume=True, place=True)
     """Prompts that the model declines: unverifiable, harmful, or a file."""
+    reference_check: str = data_option(
+        DECLINED, choices=REFERENCE_CHECKS, decides=True, before=NEVER
+    )
+    """Whether the base model is asked the reference prompts first: declined (only those that it
+    declines make the direction), report (all do, as in the published code) or never."""
     refusals: str = data_option("refusals", resume=True, place=True)
     """Answers that decline, which dpo prefers, and which say what declining is: refusals, or a
     file with one a line."""

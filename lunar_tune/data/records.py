@@ -45,6 +45,11 @@ def records_digest(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
+def prompts_digest(prompts: Iterable[str]) -> str:
+    """Return a SHA-256 in hexadecimal of prompts and their order."""
+    return records_digest(Record(prompt, answer="", edge="") for prompt in prompts)
+
+
 def read_records(
     path: Path, *, default_edge: str | None = None, on_note: OnNote = unheard
 ) -> tuple[Record, ...]:

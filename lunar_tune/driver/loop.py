@@ -21,6 +21,7 @@ from lunar_tune.models.fingerprint import Identity
 from lunar_tune.study.folder import Folder, answers_note, write_result
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
 from lunar_tune.study.study import Study
+from lunar_tune.trial.references import References
 from lunar_tune.trial.tasks import (
     BASE_MODEL,
     CONFIRMATION,
@@ -75,6 +76,8 @@ class SearchLoop:
     layer_coefficient: float | None = None  # with which layers are scored before the first trial
     known_model: Identity | None = None
     """What the base model is, from an earlier process or else the first worker; all compare."""
+    known_references: References | None = None
+    """What it does with the reference prompts, likewise; all use the same of them."""
 
     def __post_init__(self) -> None:
         self.study: Study | None = None
@@ -105,7 +108,9 @@ class SearchLoop:
         except Exception as error:  # whoever runs tasks may turn it into text
             self.error = self.error or error
         if isinstance(task, Task):
-            task = dataclasses.replace(task, known_model=self.known_model)
+            task = dataclasses.replace(
+                task, known_model=self.known_model, known_references=self.known_references
+            )
             self._running[task_id] = task
         return task
 
@@ -209,6 +214,7 @@ class SearchLoop:
         elif outcome.result is not None:
             self.study = self.listener.begin(outcome)
             self.known_model = self.known_model or outcome.model
+            self.known_references = outcome.references
             self._started = len(self.study.ended)
             if self.config.time_budget is not None:
                 self._deadline = time.monotonic() + self.config.time_budget

@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.data.records import records_digest
+from lunar_tune.data.records import prompts_digest, records_digest
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
@@ -27,6 +27,7 @@ from lunar_tune.study.folder import Folder, find_search, searches_in, write_tria
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.address import kept_uri, of_environment, with_password
+from lunar_tune.trial.references import References
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
@@ -76,10 +77,14 @@ def search_document(
     return configuration_document(config, given=given, derived=derived, resolved=resolved)
 
 
-def tracked_description(plan: SearchPlan) -> dict[str, Any]:
+def tracked_description(plan: SearchPlan, references: References | None) -> dict[str, Any]:
     """Return what MLflow shows of a search and its study does not say otherwise."""
     config, spec, digests = plan.config, plan.spec, plan.spec.data.digests()
-    lineage = read_lineage(spec.model.checkpoint)
+    lineage, found = read_lineage(spec.model.checkpoint), dict[str, str]()
+    if references is not None:
+        used = references.chosen(spec.data.reference_prompts, config.reference_check)
+        told = f"{references.summary(config.reference_check)}, SHA-256 {prompts_digest(used)[:16]}"
+        found["reference_prompts"] = told
     return {
         "parameters": {
             **spec.tags,
@@ -87,6 +92,7 @@ def tracked_description(plan: SearchPlan) -> dict[str, Any]:
             "sampler": config.sampler,
             "seed": config.seed,
             **{f"space.{name}": text for name, text in plan.space.describe()},
+            **found,
         },
         "num_trials": config.num_trials,
         "data": {name: (digests[name], count) for name, count in _rows(plan).items()},
@@ -217,7 +223,7 @@ def signature_of(plan: SearchPlan) -> str:
     decided = {
         name: to_jsonable_python(getattr(config, name))
         for name, said in options_of(SearchConfig).items()
-        if said.decides
+        if said.decides and (said.before is None or getattr(config, name) != said.before)
     }
     # Of the space what is tried, not the file that says so, and not what comes first.
     left_out = {"origin", "starting_points"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
     print_baseline,
+    print_references,
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
@@ -41,6 +43,7 @@ from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.layer_scores import LayerPrior
+from lunar_tune.trial.references import References
 from lunar_tune.trial.tasks import Outcome
 
 SAME_MODEL = 0.02
@@ -86,8 +89,9 @@ class SearchSession:
         """Run all tasks; return the exit code, and how the search ended if not by itself."""
         plan = self.plan
         n_retain, coefficient = plan.spec.data.n_retain, plan.layer_coefficient
-        known = StoredStudy.read(self.folder.journal).notes.get("model")
-        loop = SearchLoop(self, self.folder, plan.config, n_retain, coefficient, known)
+        stored = StoredStudy.read(self.folder.journal)
+        known = stored.notes.get("model"), stored.references
+        loop = SearchLoop(self, self.folder, plan.config, n_retain, coefficient, *known)
         ended: tuple[int, str] | None = None
         try:
             with self._display:
@@ -130,6 +134,7 @@ class SearchSession:
         if problem is not None and config.force:
             told = escape(problem[0])
             self.console.print(f"[yellow]going on because of --force:[/yellow] {told}")
+        self._check_references(outcome.references)
         before = StoredStudy.read(self.folder.journal).notes
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             own = before.get("layer_prior") or outcome.layer_prior
@@ -138,6 +143,9 @@ class SearchSession:
         self._compare_baseline(scores, before.get("baseline", {}))
         self._compare_starts(outcome.model or {})
         tracker, plan = self.tracker, self.plan
+        facts, references = dict(plan.facts), outcome.references
+        if references is not None:
+            facts["reference prompts"] = references.summary(config.reference_check)
         document = search_document(
             plan,
             name=self.folder.name,
@@ -153,7 +161,7 @@ class SearchSession:
         keep_answers(self.study, self.folder.answers(None), outcome.result, text=config.text)
         notes = {
             "mlflow": tracker.place(before.get("mlflow")),
-            "description": tracked_description(plan),
+            "description": tracked_description(plan, references),
             "status": "KILLED",  # what is true of a search that could not say how it ended
             "goal": self._goal.text,
             "baseline": dict(scores),
@@ -161,7 +169,8 @@ class SearchSession:
             "tags": plan.spec.tags,
             "signature": self._signature,
             "layer_prior": plan.prior.model_dump_json() if plan.prior is not None else None,
-            "facts": {label.strip(): value for label, value in plan.facts.items()},
+            "facts": {label.strip(): value for label, value in facts.items()},
+            "references": dataclasses.asdict(references) if references is not None else None,
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
             **dict.fromkeys(("confirmed", "num_trials", "refused")),
@@ -172,6 +181,17 @@ class SearchSession:
         tracker.search(results, note=short_report(results), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
+
+    def _check_references(self, found: References | None) -> None:
+        """Show what the base model does with the reference prompts; judge it as the model is."""
+        if found is None:
+            return
+        config = self.plan.config
+        print_references(self.console, found, config.reference_check)
+        problem = found.problem(config.reference_check)
+        if problem is not None and not (found.declined and (config.force or config.resume)):
+            further = " --force skips this check." if found.declined else ""
+            raise InputError(f"{problem}{further}")
 
     def _compare_baseline(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Raise an InputError if scores differ from an earlier process's by more than rounding."""

@@ -149,7 +149,8 @@ def assemble_again(
             embedding_model=None,
         )
     )
-    spec = dataclasses.replace(spec, known_model=search.study.notes.get("model"))
+    known, references = search.study.notes.get("model"), search.study.references
+    spec = dataclasses.replace(spec, known_model=known, known_references=references)
     sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
     changed: dict[str, list[str]] = {}
     for name, digest in spec.data.digests().items():

@@ -118,6 +118,9 @@ class StoredConfig(Concise):
             for key, said in told.items()
             if said.get("origin") != DERIVED and (key not in known or known[key].stored)
         }
+        earlier = {name: said.before for name, said in known.items() if said.before is not None}
+        missing = earlier.keys() - told.keys()
+        kept |= {name: earlier[name] for name in missing}
         values = from_document(SearchConfig, kept, source=str(folder.config))
         for name in values.keys() & {name for name, said in known.items() if said.place}:
             values[name] = _placed(values[name], resolved)
@@ -125,6 +128,7 @@ class StoredConfig(Concise):
         values = {name: value for name, value in values.items() if name not in permissions}
         values |= {"output": folder.path.parent, "name": folder.name}
         origins = {key: str(said.get("origin")) for key, said in told.items()}
+        origins |= dict.fromkeys(missing, "an earlier version")
         return cls(
             search=SearchConfig(**values),
             origins={key: one for key, one in origins.items() if one not in {DEFAULT, DERIVED}},

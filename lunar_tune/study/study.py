@@ -28,6 +28,7 @@ from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.journal import mistakes_in, open_journal, repeats_itself, studies_in
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.trial.references import References
 
 if TYPE_CHECKING:
     from lunar_tune.trial.worker import TrialResult  # loads torch
@@ -252,6 +253,12 @@ class StoredStudy(Concise):
     def has_ended(self, num_trials: int) -> bool:
         """Say whether the search has ended by itself when it was to have so many trials."""
         return (self.notes.get("num_trials") or 0) >= num_trials
+
+    @property
+    def references(self) -> References | None:
+        """What the base model does with the reference prompts, if it was asked, or InputError."""
+        note = self.notes.get("references")
+        return None if note is None else References.read(note)
 
     @property
     def ranges(self) -> dict[str, FloatDistribution | IntDistribution]:

@@ -73,6 +73,7 @@ def assemble(options: RunOptions) -> TrialSpec:
         metrics=metrics,
         embedding_model=embedding_model,
         text=options.text,
+        reference_check=options.reference_check,
     )
 
 

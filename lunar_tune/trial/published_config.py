@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lunar_tune.config.options import NONE, RunOptions
+from lunar_tune.config.options import NONE, REPORT, RunOptions
 from lunar_tune.data.data_catalog import bundled_names
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file, is_folder
@@ -106,6 +106,7 @@ def _options(values: _Values, folder: Path) -> tuple[RunOptions, Path | None]:
         data=data("data_name", f"dataset/unlearning/{values.data_name}.json"),
         forget_edge=tuple(values.forget_edge),
         reference_prompts=found(f"dataset/splits/{prompts}.json") or shipped,
+        reference_check=REPORT,  # it takes all of them
         evaluation_rows=200,  # src/eval_util.py, get_dataloader
         max_new_tokens=values.eval_generation_max_new_tokens,
         factual_data=data("factual_data_path") if values.if_eval_factual else NONE,

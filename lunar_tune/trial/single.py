@@ -27,6 +27,7 @@ from lunar_tune.trial.assemble import (
     known_depth,
     materialise,
 )
+from lunar_tune.trial.references import References
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class SingleRun(Summary):
     """The unlearned model."""
     baseline: TrialResult | None
     """The base model, if it was asked for."""
+    references: References | None
+    """What the base model does with the reference prompts; None if it was not asked."""
 
     @property
     def scores(self) -> Mapping[str, float]:
@@ -77,6 +80,7 @@ class SingleRun(Summary):
         spec, result, before = self.spec, self.result, self.baseline
         left_out = () if spec.text else ("question", "truth", "answer")
         rows = map(dataclasses.asdict, result.evaluation.rows)
+        found = dataclasses.asdict(self.references) if self.references is not None else None
         return {
             **self.scores,
             "model": spec.model.name,
@@ -91,6 +95,7 @@ class SingleRun(Summary):
             "seconds": dict(result.seconds),
             "losses": list(result.losses),
             "baseline": None if before is None else dict(before.evaluation.scores),
+            "reference_prompts": found,
             "answers": [{key: row[key] for key in row if key not in left_out} for row in rows],
         }
 
@@ -144,6 +149,10 @@ def unlearn(
         for label, text in shown.items():
             say(console, f"{label}: {text}")
     worker = Worker(spec)
+    worker.check_references()
+    if console is not None and worker.references is not None:
+        for line in worker.references.lines(spec.reference_check):
+            say(console, line)
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full, reported=True) if baseline else None
 
@@ -153,7 +162,8 @@ def unlearn(
             save_checkpoint(loaded, save_to, texts=questions)
 
     result = worker.run(setting, full=full, reported=True, inside=save)
-    return SingleRun(spec=worker.spec, result=result, baseline=before)
+    found = worker.references
+    return SingleRun(spec=worker.spec, result=result, baseline=before, references=found)
 
 
 @dataclass(frozen=True, slots=True)

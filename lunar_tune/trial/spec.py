@@ -8,10 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lunar_tune.config.options import NONE, PUBLISHED_MAX_NEW_TOKENS, TINY, RunOptions
+from lunar_tune.config.options import (
+    DECLINED,
+    NEVER,
+    NONE,
+    PUBLISHED_MAX_NEW_TOKENS,
+    TINY,
+    RunOptions,
+)
 from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.readers import OnNote, stem_of, unheard
-from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
+from lunar_tune.data.records import (
+    Record,
+    prompts_digest,
+    read_prompts,
+    read_records,
+    records_digest,
+)
 from lunar_tune.data.splits import (
     Split,
     edges_of,
@@ -28,6 +41,7 @@ from lunar_tune.metrics.rouge import check_scorable, lost_letters
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.fingerprint import Identity
+from lunar_tune.trial.references import References
 
 VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
@@ -69,9 +83,11 @@ class DataSets(Concise):
     def digests(self) -> dict[str, str]:
         """Return a SHA-256 of each set, of the reference prompts and of the refusals."""
         sets = {"forget": self.forget, "retain": self.retain, "factual": self.factual}
-        for name in ("reference_prompts", "refusals"):
-            sets[name] = tuple(Record(text, answer="", edge="") for text in getattr(self, name))
-        return {name: records_digest(records) for name, records in sets.items()}
+        prompts = {name: getattr(self, name) for name in ("reference_prompts", "refusals")}
+        return {
+            **{name: records_digest(records) for name, records in sets.items()},
+            **{name: prompts_digest(texts) for name, texts in prompts.items()},
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -103,6 +119,13 @@ class TrialSpec(Concise):
     embedding_model: str | None = None  # sentence-embedding model; None: the model's own states
     text: bool = True  # whether questions and answers may be written down
     known_model: Identity | None = None  # what an earlier process has found; another is refused
+    reference_check: str = DECLINED  # as in `RunOptions`
+    known_references: References | None = None  # what an earlier process has found, which holds
+
+    @property
+    def checks_references(self) -> bool:
+        """Whether the base model is asked the reference prompts, of which its method makes use."""
+        return self.method.along_vectors and self.reference_check != NEVER
 
     @property
     def first_questions(self) -> dict[str, str]:

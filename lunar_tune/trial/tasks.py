@@ -14,6 +14,7 @@ from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
 from lunar_tune.models.fingerprint import Identity, identity_of
 from lunar_tune.secrets import without_secrets
+from lunar_tune.trial.references import References
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Task:
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the setting
     layer_coefficient: float | None = None  # with which layers are scored; None scores none
     known_model: Identity | None = None  # what the search's first worker has found its model to be
+    known_references: References | None = None  # and what that does with the reference prompts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Outcome:
     plain_decoding: str | None = None  # with the base model: why answers are decoded plainly
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
     model: Identity | None = None  # with the base model: what tells it from another
+    references: References | None = None  # with the base model: what it does with those prompts
     warnings: tuple[str, ...] = ()  # what this package warned of meanwhile
 
 
@@ -114,20 +117,29 @@ class TaskRunner:
         if self._worker is None:  # may take longer than a trial may take
             from lunar_tune.trial.worker import Worker
 
-            self._worker = Worker(dataclasses.replace(self._spec, known_model=task.known_model))
+            model, references = task.known_model, task.known_references
+            spec = dataclasses.replace(self._spec, known_model=model, known_references=references)
+            self._worker = Worker(spec)
         worker = self._worker
         if task.kind == BASE_MODEL:
             self._watch(task.number, True)
             result = _light(worker.baseline(reported=True))
             prior = None
-            if (coefficient := task.layer_coefficient) is not None:
+            coefficient = task.layer_coefficient
+            if coefficient is not None and worker.reference_prompts:  # else nothing is searched
                 from lunar_tune.trial.layer_scores import layer_scores
 
                 layers = self._spec.layers
                 prior = layer_scores(worker, coefficient=coefficient, layers=layers)[0].document()
             plain = worker.judge.plain_decoding
             model = identity_of(worker.loaded, self._spec.chat)
-            return Outcome(result=result, plain_decoding=plain, layer_prior=prior, model=model)
+            return Outcome(
+                result=result,
+                plain_decoding=plain,
+                layer_prior=prior,
+                model=model,
+                references=worker.references,
+            )
         if worker.judge.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)

@@ -15,19 +15,22 @@ import torch
 from lunar_tune.display import Concise
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
+from lunar_tune.engine.decoding import ROWS_PER_BATCH, generate_tokens
 from lunar_tune.errors import EditedModelError, InputError, TrialError
 from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.methods.lunar.method import edited
+from lunar_tune.metrics.declining import declines
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.goal import EMBEDDINGS, need_of
-from lunar_tune.models.device import DeviceMemory, limit_threads
+from lunar_tune.models.device import BatchSize, DeviceMemory, limit_threads
 from lunar_tune.models.fingerprint import check_same, fingerprint
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.evaluator import Check, Judge, drive
+from lunar_tune.trial.references import ANSWER_TOKENS, SHOWN, References
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -113,15 +116,54 @@ class Worker:
         return Judge(self.spec, self._asker, self.activations, self._sentences)
 
     @cached_property
+    def references(self) -> References | None:
+        """What the base model does with the reference prompts; None where that is not asked."""
+        spec, loaded = self.spec, self.loaded
+        if spec.known_references is not None or not spec.checks_references:
+            return spec.known_references
+        prompts = self.encoder.prompts(spec.data.reference_prompts)
+        batch = BatchSize(ROWS_PER_BATCH[loaded.device.type], "the reference prompts")
+        ask = partial(generate_tokens, loaded, prompts, max_new_tokens=ANSWER_TOKENS)
+        tokens = batch.fit(lambda size: ask(batch_size=size))
+        answers = loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        declined = [declines(answer, spec.data.refusals) for answer in answers]
+        asked = list(zip(spec.data.reference_prompts, answers, declined, strict=True))
+        declining, answering = (
+            [(prompt, answer) for prompt, answer, is_declined in asked if is_declined is kind]
+            for kind in (True, False)
+        )
+        shown = SHOWN if spec.text else 0
+        return References(
+            asked=len(asked),
+            declined=tuple(row for row, is_declined in enumerate(declined) if is_declined),
+            declining=tuple(declining[:shown]),
+            answering=tuple(answering[:shown]),
+        )
+
+    @property
+    def reference_prompts(self) -> tuple[str, ...]:
+        """The reference prompts that make an unlearning vector."""
+        prompts, found = self.spec.data.reference_prompts, self.references
+        return prompts if found is None else found.chosen(prompts, self.spec.reference_check)
+
+    def check_references(self) -> None:
+        """Raise an InputError if too few reference prompts are declined."""
+        found = self.references
+        if found is not None and (problem := found.problem(self.spec.reference_check)) is not None:
+            raise InputError(problem)
+
+    @cached_property
     def prepared(self) -> PreparedMethod:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
+        if not self.reference_prompts:
+            self.check_references()
         task = UnlearningTask(
             activations=self.activations,
             forget_pairs=forget,
             retain_pairs=retain,
-            reference_prompts=self.encoder.prompts(data.reference_prompts),
+            reference_prompts=self.encoder.prompts(self.reference_prompts),
             refusals=self.encoder.answers(data.refusals),
         )
         if spec.engine == "reference":

@@ -1,0 +1,81 @@
+"""Which reference prompts the base model declines: a direction is made of those, or is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lunar_tune.config.options import DECLINED
+from lunar_tune.display import printable
+from lunar_tune.errors import InputError
+from lunar_tune.yaml_files import describe_mistakes
+
+LEAST_DECLINED = 10
+"""Prompts below which an unlearning vector depends on which they are: of ten, drawn at random from
+59, every draw of 200 had a cosine of at least .96 with that of all, of four .83
+(docs/benchmarks.md)."""
+ANSWER_TOKENS = 32  # by which it shows whether an answer declines; the 8th decided as the 64th
+SHOWN = 3  # answers that are kept and shown
+_LONGEST = 100  # characters of an answer that is shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """What the base model does with the reference prompts; plain, as a study's note keeps it."""
+
+    asked: int
+    declined: tuple[int, ...]  # row numbers of the prompts that it declines
+    declining: tuple[tuple[str, str], ...] = ()  # a few of those prompts, each with its answer
+    answering: tuple[tuple[str, str], ...] = ()  # of the others; none if texts are not to be shown
+
+    @classmethod
+    def read(cls, note: Any) -> References:
+        """Return what a study's note says, or raise an InputError if it is none."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_python(note)
+        except ValidationError as error:
+            raise InputError(
+                f"the study's note of reference prompts: {describe_mistakes(error)}. Restore the "
+                "search's folder from a copy."
+            ) from error
+
+    def chosen(self, prompts: Sequence[str], check: str) -> tuple[str, ...]:
+        """Return the prompts of which a direction is made."""
+        kept = {*self.declined} if check == DECLINED else range(len(prompts))
+        return tuple(prompt for row, prompt in enumerate(prompts) if row in kept)
+
+    def summary(self, check: str) -> str:
+        """Say how many are declined and what becomes of them."""
+        used = "and used" if check == DECLINED else "and all are used"
+        return f"{len(self.declined)} of {self.asked} are declined {used}"
+
+    def lines(self, check: str) -> list[str]:
+        """Return what to show: the share, what speaks against it, and a few answers."""
+        shown = [f"reference prompts: {self.summary(check)}"]
+        if len(self.declined) < LEAST_DECLINED:
+            shown[0] += f"; a direction needs {LEAST_DECLINED} that are declined to be sure of"
+        kinds = {"declined": self.declining[: SHOWN - 1], "answered": self.answering[:1]}
+        return shown + [f"  {kind}: {_said(one)}" for kind, some in kinds.items() for one in some]
+
+    def problem(self, check: str) -> str | None:
+        """Say why too few are declined and what to do, if it is so; a small file may be all."""
+        if check != DECLINED or len(self.declined) >= min(LEAST_DECLINED, self.asked):
+            return None
+        count = len(self.declined) or "none"
+        told = f" It answers, for example: {'; '.join(map(_said, self.answering))}."
+        return (
+            f"{count} of {self.asked} reference prompts are declined by the base model, and "
+            f"{LEAST_DECLINED} are needed: a direction from prompts that it answers is noise."
+            f"{told if self.answering else ''} Give prompts that it declines with "
+            "--reference-prompts FILE, or use all as they are with --reference-check report."
+        )
+
+
+def _said(example: Sequence[str]) -> str:
+    """Return a prompt and its answer in one line."""
+    prompt, answer = map(printable, example)
+    cut = f"{answer[:_LONGEST]}…" if len(answer) > _LONGEST else answer
+    return f"{prompt} -> {cut or '(nothing)'}"
