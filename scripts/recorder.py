@@ -96,7 +96,7 @@ def about(worker: Worker) -> dict[str, Any]:
         "data": spec.data.name,
         "forget_edge": ",".join(spec.data.forget_edges),
         "questions": {name: len(some) for name, some in spec.data.asked(full=False).items()},
-        "reference_prompts": len(spec.data.reference_prompts),
+        "reference_prompts": len(worker.reference_prompts),
         "digests": {name: digests[name][:16] for name in digests},
         "method": spec.method.name,
         "solver": spec.method.variant,

@@ -13,9 +13,10 @@ from lunar_tune.yaml_files import describe_mistakes
 
 LEAST_DECLINED = 10
 """Prompts below which an unlearning vector depends on which they are: of ten, drawn at random from
-59, every draw of 200 had a cosine of at least .96 with that of all, of four .83
+59, each of 200 draws had a cosine of at least .96 with that of all, of four .83
 (docs/benchmarks.md)."""
-ANSWER_TOKENS = 32  # by which it shows whether an answer declines; the 8th decided as the 64th
+ANSWER_TOKENS = 48
+"""Tokens of an answer by which it shows whether it declines: 32 decide as 64 do, 24 do not."""
 SHOWN = 3  # answers that are kept and shown
 _LONGEST = 100  # characters of an answer that is shown
 

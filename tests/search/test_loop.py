@@ -19,6 +19,7 @@ from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Study
+from lunar_tune.trial.references import References
 from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
 
 KILLED = "RuntimeError: killed"
@@ -283,6 +284,13 @@ def test_a_worker_whose_model_is_another_ends_the_search_and_no_setting(tmp_path
     assert heard.loop.next("2") == DONE
     assert heard.study.row(0).again, "the setting is queued"
     assert study_in(tmp_path).ask()[1] == task.parameters
+
+
+def test_what_was_found_of_the_reference_prompts_goes_with_every_later_task(tmp_path: Path) -> None:
+    heard, found = Heard(tmp_path), References(asked=3, declined=(0, 2))
+    assert heard.next("base").known_references is None
+    heard.loop.take("base", base_model(references=found))
+    assert heard.next("1").known_references == found
 
 
 def test_a_confirmation_by_another_model_confirms_nothing(heard: Heard) -> None:

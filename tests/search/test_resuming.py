@@ -49,6 +49,7 @@ from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configura
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 SEVERAL = SearchConfig(
     model="qwen2.5-7b",
@@ -215,6 +216,26 @@ def test_what_an_option_says_of_resuming_is_what_resuming_does(tmp_path: Path) -
         assert said.startswith(f"{flag_of(name)}: n was begun with another value or none")
         resumed({**given, name: getattr(before, name)}, same := Problems())
         assert same.messages == [], f"{name}: what it was told may be told again"
+
+
+def test_an_older_search_goes_on_with_all_reference_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was told knows no such option; its signature has none, and is the same."""
+    _, folder = begun(tmp_path)
+    document = read_yaml(folder.config)
+    assert document["options"].pop("reference_check")["value"] == "declined"
+    folder.config.write_text(write_yaml(document))
+    config, origins = resumed({"resume": "n", "output": tmp_path / "runs"}, Problems())
+    assert config.reference_check == "never"
+    flags = options_again(config, origins.keys())
+    assert flags[flags.index("--reference-check") + 1] == "never"
+    plan = plan_search(config)
+    assert not plan.spec.checks_references
+    mine, known = signature_of(plan), options_of(SearchConfig)
+    older = {name: said for name, said in known.items() if name != "reference_check"}
+    monkeypatch.setattr("lunar_tune.driver.persistence.options_of", lambda _: older)
+    assert signature_of(plan) == mine
 
 
 PERMISSIONS = {

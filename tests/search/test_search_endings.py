@@ -75,6 +75,27 @@ def test_a_model_that_does_not_know_the_data_is_refused(small: list[str], tmp_pa
     assert statuses(tmp_path / "runs") == ([], []), "there is no search to show"
 
 
+def test_reference_prompts_that_the_model_answers_end_a_search(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it knows the data is said first; what was found is not asked for again."""
+    asked = ["declined" if one == "never" else one for one in small]
+    assert "below the constraint of 0.8" in here(asked, tmp_path).stderr
+    done = here(asked, tmp_path, "--force")
+    assert done.exit_code == 2, done.stderr
+    assert "none of 2 reference prompts are declined by the base model" in done.stderr
+    assert not (tmp_path / "runs/n").exists(), "the name stays free"
+    answers = iter([True, False])
+    monkeypatch.setattr("lunar_tune.trial.worker.declines", lambda *_: next(answers))
+    done = here(asked, tmp_path, "--force", "--num-trials", "1")
+    assert done.exit_code in {0, 3}, done.stderr
+    assert "reference prompts: 1 of 2 are declined and used; a direction" in done.stdout
+    place = ("--in-process", "--resume", str(tmp_path / "runs/n"))
+    done = without_ray(COMMAND, *place, "--num-trials", "2")
+    assert done.exit_code in {0, 3}, done.stderr
+    assert len(rows_of(tmp_path / "runs/n")) == 2
+
+
 SENTINEL = "s3nt1nel"
 SECRETS = (
     *("HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY"),
