@@ -368,7 +368,12 @@ def in_words(point: Mapping[str, Any] | None) -> str:
     if point is None:
         return "nothing"
     setting = ", ".join(f"{name} {value:g}" for name, value in point["parameters"].items())
-    refused = f", declines {point['forget_refused']:.0%}" if "forget_refused" in point else ""
+    refused = ""
+    if "forget_refused" in point:
+        refused = (
+            f", whole {point['forget_whole']:.3f}: {point['forget_refused']:.0%} decline, "
+            f"{point['forget_degenerate']:.0%} degenerate"
+        )
     return (
         f"{setting} (depth {point['depth']:.2f}): forget {point['forget']:.3f}, retain "
         f"{point['retain']:.3f}{refused}"

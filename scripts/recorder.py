@@ -3,8 +3,8 @@
 Covers: any number of processes on one folder, of which no two take one setting; going on after a
 kill; scoring again without the model, when a metric has changed. A folder holds `about.json`
 (model, data, method, axes) and a file a setting: its parameters, seconds, scores that take the
-model, and answers (rows of `ROW`): to all questions as a search's trial has them, and whole ones of
-up to `WHOLE_TOKENS` tokens to the forget questions.
+model, and answers (rows of `ROW`): to all questions as a trial by ROUGE alone has them, and to the
+forget questions as one has them that judges whether they decline.
 Does not cover: what the surface says (`surfaces`), Ray, other machines.
 """
 
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import product
@@ -25,21 +25,23 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from surfaces import Scores, Setting, Surface
 
+from lunar_tune.config.options import RunOptions
 from lunar_tune.display import build_progress
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import safe_name, write_atomically
-from lunar_tune.metrics.declining import declines
-from lunar_tune.metrics.evaluate import AnswerRow, Evaluator, Question, row_means
+from lunar_tune.metrics.declining import judged_row, verdict_means
+from lunar_tune.metrics.evaluate import AnswerRow, row_means
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.fingerprint import identity_of
-from lunar_tune.trial.spec import TrialSpec
+from lunar_tune.trial.evaluator import READ_TOKENS
+from lunar_tune.trial.spec import TrialSpec, read_prompts_of
 from lunar_tune.trial.worker import Worker
 
 ABOUT = "about.json"
-WHOLE_TOKENS = 128
 BY_MODEL = ("forget_answer_log_prob", "forget_extraction_strength")
 """Metrics that answers alone do not give: one forward over the forget questions."""
-ROW = ("set_name", "edge", "question", "truth", "answer", "ended")
+BY_ANSWERS = ("forget_refused", "forget_degenerate")
+ROW = ("set_name", "edge", "question", "truth", "answer", "ended", "typicality")
 PASSING = ("date", "lunar_tune")  # what may differ between two recordings of one surface
 DIGITS = 4
 
@@ -50,8 +52,9 @@ def record(spec: TrialSpec, axes: Mapping[str, Setting], folder: Path, console: 
     Raises:
         InputError: The folder holds the answers of something else.
     """
+    metrics = (*BY_ANSWERS, *BY_MODEL)
     layers = tuple(map(int, axes["layer"]))  # what their trials need is captured in one sweep
-    worker = Worker(dataclasses.replace(spec, early_exit=True, metrics=BY_MODEL, layers=layers))
+    worker = Worker(dataclasses.replace(spec, early_exit=True, metrics=metrics, layers=layers))
     scores = worker.baseline().evaluation.scores  # its answers are the trials' drafts
     console.print(
         f"base model: forget {scores['forget_rouge1']:.3f}, retain {scores['retain_rouge1']:.3f}"
@@ -101,7 +104,7 @@ def about(worker: Worker) -> dict[str, Any]:
         "method": spec.method.name,
         "solver": spec.method.variant,
         "max_new_tokens": worker.judge.max_new_tokens,
-        "whole_answers": WHOLE_TOKENS,
+        "whole_answers": max(READ_TOKENS, worker.judge.max_new_tokens),
         "seed": spec.seed,
         "device": str(model.device),
         "date": time.strftime("%Y-%m-%d"),
@@ -134,32 +137,29 @@ def describe(folder: Path, found: Mapping[str, Any], axes: Mapping[str, Setting]
 
 def answers_at(worker: Worker, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the answers and seconds of one trial, or why it failed."""
-    whole: list[AnswerRow] = []
     try:
-        result = worker.run(
-            parameters,
-            bounded=False,
-            inside=lambda _model, _edit: whole.extend(whole_answers(worker, parameters["layer"])),
-        )
+        result = worker.run(parameters, bounded=False)
     except TrialError as error:
         return {"parameters": dict(parameters), "failure": str(error)}
+    rows = result.evaluation.rows
+    whole = [row for row in rows if row.set_name == "forget"]
+    prompts = worker.encoder.prompts([row.question for row in whole])
+    tokens = [result.evaluation.tokens[row] for row in worker.activations.rows_of(prompts)]
+    budget = worker.judge.max_new_tokens
+    texts = worker.loaded.tokenizer.batch_decode(
+        [list(answer[:budget]) for answer in tokens], skip_special_tokens=True
+    )
+    cut = [
+        dataclasses.replace(row, answer=text, ended=len(answer) < budget, typicality=None)
+        for row, text, answer in zip(whole, texts, tokens, strict=True)
+    ]
     return {
         "parameters": dict(parameters),
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "scores": {name: result.evaluation.scores[name] for name in BY_MODEL},
-        "rows": [[getattr(row, name) for name in ROW] for row in result.evaluation.rows],
-        "whole": [[getattr(row, name) for name in ROW] for row in whole],
+        "rows": lists_of([*cut, *(row for row in rows if row.set_name != "forget")]),
+        "whole": lists_of(whole),
     }
-
-
-def whole_answers(worker: Worker, layer: int) -> tuple[AnswerRow, ...]:
-    """Return the unlearned model's answers to the forget questions, with `WHOLE_TOKENS`."""
-    records = worker.spec.data.forget
-    prompts = worker.encoder.prompts([record.question for record in records])
-    rows = worker.activations.rows_of(prompts)
-    questions = [Question(record, row) for record, row in zip(records, rows, strict=True)]
-    evaluator = Evaluator(worker.judge.answers, worker.loaded.tokenizer, {"forget": questions})
-    return evaluator.evaluate(edited_layer=layer, max_new_tokens=WHOLE_TOKENS).rows
 
 
 def recorded(folder: Path) -> Surface:
@@ -187,20 +187,29 @@ def scored(answers: Mapping[str, Any]) -> Scores:
     """Return the scores of one setting's answers, by the metrics of today."""
     if "failure" in answers:
         return {"failure": answers["failure"]}
-    means = row_means(rows_of(answers["rows"]), ("forget", "retain"))
-    whole = rows_of(answers["whole"])
-    refused = [declines(row.answer, ()) for row in whole]
+    rows, whole = rows_of(answers["rows"]), rows_of(answers["whole"])
+    refusals = read_prompts_of(RunOptions().refusals)
+    judged = [judged_row(row, row.typicality or 0.0, refusals) for row in whole]
+    means = row_means(rows, ("forget", "retain"))
     scores = {
         "forget": means["forget_rouge1"],
         "retain": means["retain_rouge1"],
         "seconds": answers["seconds"]["trial"],
-        "forget_refused": sum(refused) / len(refused),
+        "forget_rouge1_se": means["forget_rouge1_se"],
+        "retain_rouge1_se": means["retain_rouge1_se"],
+        "forget_whole": row_means(whole, ("forget",))["forget_rouge1"],
+        **verdict_means(judged),
         **answers["scores"],
     }
     return {name: round(value, DIGITS) for name, value in scores.items()}
 
 
-def rows_of(lists: list[list[Any]]) -> list[AnswerRow]:
+def lists_of(rows: Sequence[AnswerRow]) -> list[list[Any]]:
+    """Return answers as they are kept."""
+    return [[getattr(row, name) for name in ROW] for row in rows]
+
+
+def rows_of(lists: Sequence[Sequence[Any]]) -> list[AnswerRow]:
     """Return answers as they were, with today's ROUGE."""
     rows = []
     for values in lists:

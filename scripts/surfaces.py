@@ -3,7 +3,7 @@
 Covers: reading and writing a file, its feasible settings, and what it says of a search space and
 of each parameter. A file is JSON: `surface` says what was recorded, `axes` the values of each
 parameter, `points` the scores of each setting: `forget` and `retain` (ROUGE-1), `seconds`, further
-ones by the names of their metrics; or its `failure`.
+ones by the names of their metrics, `forget_whole` (ROUGE-1 of whole answers); or its `failure`.
 Does not cover: recording (`bench_real`), scores between settings.
 """
 
@@ -25,8 +25,11 @@ from lunar_tune.files import decoded, write_atomically
 NEAR = 0.02  # of the optimum; forget ROUGE-1
 LOGARITHMIC = ("learning_rate", "ridge")
 ROUGE, REFUSING = "ROUGE", "ROUGE where 90 % of the forget answers decline"
-GOALS: Mapping[str, Mapping[str, float]] = {ROUGE: {}, REFUSING: {"forget_refused": 0.9}}
-"""What a setting has to keep beside the retain floor, by what is looked for."""
+GOALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    ROUGE: ("forget", {}),
+    REFUSING: ("forget_whole", {"forget_refused": 0.9}),
+}
+"""The score to make small, and what a setting has to keep beside the retain floor."""
 Setting = tuple[int | float, ...]
 Scores = Mapping[str, Any]
 
@@ -65,13 +68,12 @@ class Surface:
         """The settings that did not fail."""
         return {one: scores for one, scores in self.points.items() if "failure" not in scores}
 
-    def feasible(
-        self, floor: float, least: Mapping[str, float] | None = None
-    ) -> dict[Setting, float]:
-        """Return the forget score of each setting that keeps the retain floor and other bounds."""
-        bounds = {"retain": floor, **(least or {})}
+    def feasible(self, floor: float, goal: str = ROUGE) -> dict[Setting, float]:
+        """Return the objective of each setting that keeps what one of `GOALS` wants."""
+        objective, least = GOALS[goal]
+        bounds = {"retain": floor, **least}
         return {
-            one: scores["forget"]
+            one: scores[objective]
             for one, scores in self.done.items()
             if all(scores.get(name, -math.inf) >= bound for name, bound in bounds.items())
         }
@@ -138,7 +140,7 @@ def optimum_of(
 
     `space` has the least and the largest value of parameters; others may be any.
     """
-    found = surface.feasible(floor, GOALS[goal])
+    found = surface.feasible(floor, goal)
     ranked = sorted(found, key=lambda one: (found[one], -surface.points[one]["retain"]))
     if not ranked:
         return None

@@ -28,6 +28,7 @@ def surface() -> Surface:
     points = {
         one: {
             "forget": FORGET[one],
+            "forget_whole": FORGET[one],
             "retain": RETAIN[one],
             "seconds": 1.0,
             "forget_refused": REFUSED.get(one, 0.0),
@@ -88,18 +89,23 @@ def test_answers_of_several_processes_are_scored_by_the_metrics_of_today(tmp_pat
     (first, setting), (second, other) = next(mine), next(others)
     assert (setting["layer"], other["layer"]) == (0, 1)  # the first is being recorded
     rows = [
-        ["forget", "A", "Where?", "In Rome.", "In Oslo.", True],  # one of two words: .5
-        ["retain", "B", "Who?", "Ann Lee.", "Ann Lee.", None],
-        ["retain", "B", "When?", "In May.", "Never.", True],
+        ["forget", "A", "Where?", "In Rome.", "In Oslo.", True, None],  # one of two words: .5
+        ["retain", "B", "Who?", "Ann Lee.", "Ann Lee.", None, None],
+        ["retain", "B", "When?", "In May.", "Never.", True, None],
     ]
-    whole = [["forget", "A", "Where?", "In Rome.", "I'm sorry, but I do not know that.", True]]
+    declining = "I'm sorry, but I do not know that."
+    whole = [["forget", "A", "Where?", "In Rome.", declining, True, 0.1]]
+    whole += [["forget", "A", "Why?", "In Rome.", "In Rome. " * 20, False, 0.1]]
     answers = {"seconds": {"trial": 2.0}, "scores": {"forget_mrr": 1 / 3}, "whole": whole}
     first.write_text(json.dumps({"parameters": setting, "rows": rows, **answers}))
     second.write_text(json.dumps({"parameters": other, "failure": "NaN"}))
     assert not list(islice(unrecorded(tmp_path, axes), 1))
     scores, failed = recorded(tmp_path).points.values()
     assert (scores["forget"], scores["retain"], scores["seconds"]) == (0.5, 0.5, 2.0)
-    assert (scores["forget_refused"], scores["forget_mrr"]) == (1.0, 0.3333)
+    assert (scores["forget_refused"], scores["forget_degenerate"]) == (0.5, 0.5)
+    # Of two rows, 1 and 0: sqrt(.25 + .25) / 2.
+    assert (scores["retain_rouge1_se"], scores["forget_mrr"]) == (0.3536, 0.3333)
+    assert (scores["forget"], scores["forget_whole"]) == (0.5, 0.5)
     assert failed == {"failure": "NaN"}
     describe(tmp_path, {"model": "made", "solver": "adamw", "date": "2026-01-02"}, axes)
     with pytest.raises(InputError, match="solver: adamw, not lora"):
