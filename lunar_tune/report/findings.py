@@ -260,12 +260,13 @@ def _not_declining(best: Findings, search: StoredSearch) -> Iterator[str]:
         objective = search.goal.objective.name
         text += f"; of trial {row.number} ({row.label}) {share:.0%} decline, with "
         text += f"{score_label(objective)} {row.scores[objective]:.3f}"
-    text += f". Ask for that: {_bounds(search.goal, f'forget_refused>={MOST}')}"
+    text += ". Ask for settings that decline: "
+    text += _bounds(search.goal, f"forget_refused>={MOST}")
     setting = best.row.parameters
     for name in [name for name in ("coefficient", "learning_rate") if name in setting][:1]:
         if none >= FEW and declining is None:
             wider = f"--range {name}={setting[name] / 4:.2g}:{setting[name] / 1.5:.2g}"
-            text += f" A smaller {score_label(name)} breaks less: {wider}"
+            text += f" (a smaller {score_label(name)} breaks less: {wider})"
     yield text
 
 

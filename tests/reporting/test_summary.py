@@ -219,8 +219,8 @@ def test_where_the_best_does_not_decline_the_best_setting_that_does_is_named(
     [said] = cautions(results)
     assert said == (
         "25% of the forget answers decline, 25% are degenerate; of trial 3 (L1 c2.0 lr0.003) 100% "
-        "decline, with forget ROUGE-1 0.300. Ask for that: --constrain 'retain_rouge1>=0.8' "
-        "--constrain 'forget_refused>=0.9'"
+        "decline, with forget ROUGE-1 0.300. Ask for settings that decline: --constrain "
+        "'retain_rouge1>=0.8' --constrain 'forget_refused>=0.9'"
     )
     rows[4].scores["forget_refused"] = 0.95  # type: ignore[index]
     write_answers(Folder(tmp_path).answers(3), babbles, ())
