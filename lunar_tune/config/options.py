@@ -207,7 +207,7 @@ class SearchConfig(RunOptions):
 
     max_new_tokens: int | None = same_option(RunOptions, "max_new_tokens", default=None)
     """Token budget of an answer in a trial; the confirmation has at least 512. Default: twice the
-    longest true answer."""
+    longest true answer, and 128 where it counts whether answers decline."""
     num_trials: int = search_option(30, least=1, common=True, resume=True)
     """Trials to run."""
     minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)

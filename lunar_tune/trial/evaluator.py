@@ -150,8 +150,6 @@ class Judge:
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
         read = max(READ_TOKENS, budget) if self.spec.max_new_tokens is None else budget
-        if reported:
-            budget = read
         evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
