@@ -128,6 +128,7 @@ def write_best(search: StoredSearch, plan: SearchPlan) -> None:
         "forget_edges": list(spec.data.forget_edges),
         "method": spec.method.name,
         "solver": spec.method.variant,
+        "number_format": search.number_format,
         "trial": row.number,
         "parameters": dict(row.parameters),
         "minimise": goal.objective.name,

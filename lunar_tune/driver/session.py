@@ -143,7 +143,9 @@ class SearchSession:
         self._compare_baseline(scores, before.get("baseline", {}))
         self._compare_starts(outcome.model or {})
         tracker, plan = self.tracker, self.plan
-        facts, references = dict(plan.facts), outcome.references
+        # What a worker found, wherever it runs.
+        facts = plan.facts | {"number format": outcome.number_format or "not known"}
+        references = outcome.references
         if references is not None:
             facts["reference prompts"] = references.summary(config.reference_check)
         document = search_document(
@@ -232,7 +234,9 @@ class SearchSession:
     def confirming(self, row: TrialRow) -> None:
         """Show that a setting is about to be evaluated in full."""
         asked = "held-out" if self.plan.config.holdout else "all"
-        self._display.doing(f"confirming trial {row.number} on {asked} questions")
+        number_format = self._stored().number_format
+        told = f"confirming trial {row.number} on {asked} questions in {number_format}"
+        self._display.doing(told)
 
     def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
         """Keep the best setting, or say why it is not the best."""

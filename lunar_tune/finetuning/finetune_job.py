@@ -18,7 +18,7 @@ from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import Problems
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import resolve_device, resolve_dtype
+from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.training import TrainingSettings, setting, with_settings
 
@@ -123,13 +123,14 @@ class FinetuneJob:
             if folder
             for file in sorted(Path(folder).glob("*.safetensors"))
         ]
+        dtype = resolve_dtype(model.dtype, resolve_device(model.device), n_parameters(model))
         document = {
             "base": model.name,
             "source": model.source,
             "weights": model.weights,
             "revision": commit,
             "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
-            "dtype": str(resolve_dtype(model.dtype, resolve_device(model.device))),
+            "dtype": str(dtype),
             "data": self.data_name,
             "data_digest": records_digest(self.records),
             "chat_template": self.chat.template,

@@ -43,7 +43,7 @@ class ModelSpec:
     source: str  # hub id or folder of the base checkpoint; `tiny` until that is built
     weights: str | None = None  # folder of a fine-tuned checkpoint, or a PEFT adapter for `source`
     revision: str | None = None  # branch, tag or commit on the hub; None takes the default branch
-    dtype: str = "auto"  # float32, bfloat16, float16 or auto (bfloat16 on a GPU, float32 on a CPU)
+    dtype: str = "auto"  # float32, bfloat16, float16 or auto, see `models.device.resolve_dtype`
     device: str = "auto"  # cpu, cuda or auto
     trust_remote_code: bool = False  # whether Python code that comes with the checkpoint may run
 

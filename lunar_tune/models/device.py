@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from lunar_tune.config.options import DTYPES
+from lunar_tune.config.options import AUTO, DTYPES
 from lunar_tune.errors import InputError, LunarTuneError, ModelError, Result
 from lunar_tune.files import is_folder
 from lunar_tune.models.catalog import CATALOG, ModelSpec
@@ -30,6 +30,10 @@ USABLE_SHARE: Final = 0.9  # of what is free: fragments and libraries take their
 WORKING_BYTES: Final = GIB // 2
 WORKING_SHARE: Final = 0.05
 TRAINED_BYTES: Final = 4 * 4  # float32 of a parameter, its gradient and AdamW's two moments
+# Parameters below which a model's operations on a CPU are too short to gain by more threads or by
+# fewer bits. Measured on `tiny` (3 million) and two cores: a trial takes 1.1 s with one thread and
+# 0.9 s with two, but 8 s against 65 s for a full evaluation while others compute on the same cores.
+SMALL_MODEL: Final = 20_000_000
 
 
 def check_device_name(device: str) -> None:
@@ -57,15 +61,39 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the number format of the weights, or raise an InputError."""
+def resolve_dtype(dtype: str, device: torch.device, parameters: float | None = None) -> torch.dtype:
+    """Return the number format of a model's weights, or raise an InputError.
+
+    `auto` is bfloat16 on a GPU, on a CPU float32, unless the processor multiplies bfloat16 in tiles
+    (AMX) and the model is not small, or host memory is too small for `parameters` in float32.
+    AVX-512-BF16 by itself took 1.2 to 2.7 times as long as float32 (docs/benchmarks.md).
+    """
     import torch
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: unknown. There are: {', '.join(DTYPES)}.")
-    own = "bfloat16" if device.type == "cuda" else "float32"
-    resolved: torch.dtype = getattr(torch, own if dtype == "auto" else dtype)
+    if dtype == AUTO:
+        need = memory_needed(parameters or 0, torch.float32.itemsize)
+        halves = device.type == "cuda" or need > psutil.virtual_memory().total * USABLE_SHARE
+        if _has_tiles() and (parameters is None or parameters >= SMALL_MODEL):
+            halves = True
+        dtype = "bfloat16" if halves else "float32"
+    resolved: torch.dtype = getattr(torch, dtype)
     return resolved
+
+
+def shown_dtype(dtype: torch.dtype, device: torch.device) -> str:
+    """Return a number format's name, and what computes with it, to show."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} (AMX)" if (name, device.type) == ("bfloat16", "cpu") and _has_tiles() else name
+
+
+def _has_tiles() -> bool:
+    """Say whether this processor multiplies matrices of bfloat16 in tiles (Intel AMX)."""
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("amx_tile") and known.get("amx_bf16"))
 
 
 def limit_threads(count: int | None = None) -> int:
@@ -188,7 +216,7 @@ def check_fits(
     device, parameters = resolve_device(model.device), n_parameters(model)
     if device.type != "cuda" or parameters is None:
         return
-    dtype = resolve_dtype(model.dtype, device)
+    dtype = resolve_dtype(model.dtype, device, parameters)
     need = memory_needed(parameters, TRAINED_BYTES if trained else dtype.itemsize)
 
     def memory_of(number: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from lunar_tune.config.options import OWN
+from lunar_tune.config.options import AUTO, OWN
 from lunar_tune.errors import ModelError
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.digests import digest_of, weights_digest
@@ -68,6 +68,12 @@ def identity_of(loaded: LoadedModel, chat: ChatFormat, *, number_format: str = "
         ],
         "chat template": ["", digest_of(template)],
     }
+
+
+def number_format_of(known: Identity) -> str:
+    """Return the `--dtype` that a model was computed in; `auto` where that is not known."""
+    whole, _, _ = known.get("weights", ("",))[0].partition(",")  # what follows tells of an adapter
+    return next((one for one in (*_HALVES, "float32") if one in whole.split("+")), AUTO)
 
 
 def differing(now: Identity, before: Identity) -> list[str]:

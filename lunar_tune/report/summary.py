@@ -82,7 +82,7 @@ def print_result(
     say = functools.partial(console.print, markup=False, soft_wrap=True)
     say()
     say(Text(results.outcome, "bold yellow" if results.best is None else "bold green"))
-    origin = (results.facts.get(name) for name in ("model", "origin"))
+    origin = (results.facts.get(name) for name in ("model", "number format", "origin"))
     say(f"base model: {', '.join(filter(None, origin))}")
     console.print(_score_table(results))
     say(_times(results.rows))

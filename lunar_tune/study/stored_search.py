@@ -249,6 +249,11 @@ class StoredSearch:
         return [*best, *(row for row in rows if row not in best)]
 
     @property
+    def number_format(self) -> str:
+        """What the base model's weights were held in, to show."""
+        return str(self.study.notes.get("facts", {}).get("number format", "not known"))
+
+    @property
     def title(self) -> str:
         """What was searched, in a line."""
         tags = self.study.notes["tags"]

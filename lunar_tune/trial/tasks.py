@@ -64,6 +64,7 @@ class Outcome:
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
     model: Identity | None = None  # with the base model: what tells it from another
     references: References | None = None  # with the base model: what it does with those prompts
+    number_format: str | None = None  # with the base model: what its weights are held in, to show
     warnings: tuple[str, ...] = ()  # what this package warned of meanwhile
 
 
@@ -132,13 +133,13 @@ class TaskRunner:
                 layers = self._spec.layers
                 prior = layer_scores(worker, coefficient=coefficient, layers=layers)[0].document()
             plain = worker.judge.plain_decoding
-            model = identity_of(worker.loaded, self._spec.chat)
             return Outcome(
                 result=result,
                 plain_decoding=plain,
                 layer_prior=prior,
-                model=model,
+                model=identity_of(worker.loaded, self._spec.chat),
                 references=worker.references,
+                number_format=worker.number_format,
             )
         if worker.judge.plain_decoding is None and not worker.drafts:
             # A worker that began later: its trials check these answers.

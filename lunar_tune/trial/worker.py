@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lunar_tune.config.options import AUTO
 from lunar_tune.display import Concise
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
@@ -24,8 +25,14 @@ from lunar_tune.metrics.declining import declines
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.goal import EMBEDDINGS, need_of
-from lunar_tune.models.device import BatchSize, DeviceMemory, limit_threads
-from lunar_tune.models.fingerprint import check_same, fingerprint
+from lunar_tune.models.device import (
+    SMALL_MODEL,
+    BatchSize,
+    DeviceMemory,
+    limit_threads,
+    shown_dtype,
+)
+from lunar_tune.models.fingerprint import check_same, fingerprint, number_format_of
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.answer_loss import Encoder
@@ -35,11 +42,6 @@ from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from lunar_tune.reference import Solver
-
-# Parameters below which one CPU thread serves better than several: the operations are too short to
-# share. Measured on `tiny` (3 million) and two cores: a trial takes 1.1 s with one thread and 0.9 s
-# with two, but 8 s against 65 s for a full evaluation while others compute on the same cores.
-SMALL_MODEL = 20_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -65,6 +67,9 @@ class Worker:
     def __init__(
         self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
+        if spec.known_model is not None and spec.model.dtype == AUTO:  # chosen once for a search
+            dtype = number_format_of(spec.known_model)
+            spec = replace(spec, model=replace(spec.model, dtype=dtype))
         self.spec = spec
         self._sentences = None
         if spec.embedding_model is not None and EMBEDDINGS in need_of(spec.metrics):
@@ -89,6 +94,11 @@ class Worker:
         self.encoder.answers([*(record.answer for record in records), *data.refusals])
         # The base model's answers by prompt; empty before `baseline` or `draft`.
         self.drafts: Mapping[tuple[int, ...], tuple[int, ...]] = {}
+
+    @property
+    def number_format(self) -> str:
+        """What the model's weights are held in, to show."""
+        return shown_dtype(self.loaded.model.dtype, self.loaded.device)
 
     @cached_property
     def activations(self) -> PromptActivations:

@@ -186,6 +186,34 @@ def test_a_device_is_one_that_is_there_and_its_number_format_follows(gpus: Gpus)
         with pytest.raises(InputError, match=f"--device {wrong}"):
             device.resolve_device(wrong)
     assert device.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert device.resolve_dtype("auto", torch.device("cpu")) == torch.float32
     with pytest.raises(InputError, match=r"--dtype int8: unknown. There are: auto, float32"):
         device.resolve_dtype("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("has", "host_gib", "parameters", "chosen"),
+    [
+        ({"avx512_bf16": True}, 16, 135e6, "float32"),  # slower in every measurement
+        ({"amx_tile": True, "amx_int8": True}, 16, 135e6, "float32"),
+        ({"amx_tile": True, "amx_bf16": True}, 16, 135e6, "bfloat16 (AMX)"),
+        ({"amx_tile": True, "amx_bf16": True}, 16, None, "bfloat16 (AMX)"),  # a hub id
+        ({"amx_tile": True, "amx_bf16": True}, 16, 3e6, "float32"),
+        ({}, 16, 3.1e9, "float32"),
+        ({}, 16, 4e9, "bfloat16"),  # 16.8 GB in float32
+        ({}, 16, None, "float32"),
+    ],
+)
+def test_a_cpu_has_the_number_format_that_it_computes_fast_or_that_it_can_hold(
+    has: dict[str, bool],
+    host_gib: int,
+    parameters: float | None,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, host = torch.device("cpu"), SimpleNamespace(total=host_gib * 2**30)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: host)
+    dtype = device.resolve_dtype("auto", cpu, parameters)
+    assert device.shown_dtype(dtype, cpu) == chosen
+    assert device.resolve_dtype("float32", cpu, parameters) == torch.float32
+    assert device.resolve_dtype("float16", cpu, parameters) == torch.float16

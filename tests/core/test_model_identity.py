@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lunar_tune.errors import ModelError
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.fingerprint import check_same, differing, identity_of
+from lunar_tune.models.fingerprint import check_same, differing, identity_of, number_format_of
 from lunar_tune.models.loading import LoadedModel, load_model
 
 OWN = ChatFormat()
@@ -105,6 +106,20 @@ def test_what_cannot_be_compared_is_said_and_not_refused(
     (said,) = [record.message for record in caplog.records]
     assert "whether its tokenizer changed" in said
     check_same(load(folder, then), OWN, {})  # of a search that noted nothing
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_number_format_that_a_first_worker_chose_is_told_by_its_model(
+    dtype: str, folder: Path
+) -> None:
+    loaded = load(folder, dtype)
+    known = json.loads(json.dumps(identity_of(loaded, OWN)))
+    assert number_format_of(known) == dtype
+    loaded = dataclasses.replace(loaded, merged_from="a digest")
+    assert number_format_of(identity_of(loaded, OWN)) == dtype
+    loaded.model.register_buffer("counted", torch.zeros(1))  # kept in float32, whatever the rest is
+    assert number_format_of(identity_of(loaded, OWN)) == dtype
+    assert number_format_of({}) == "auto"
 
 
 def test_an_adapter_is_part_of_the_weights_as_its_file_is(folder: Path, tmp_path: Path) -> None:

@@ -74,8 +74,22 @@ def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str
         assert light(outcome.result) == expected[kind]
         measured = outcome.result is not None and outcome.result.evaluation.scores
         assert ("forget_mrr" in (measured or {})) is (kind != TRIAL)
-        assert outcome == Outcome(result=outcome.result, model=outcome.model)
+        told = {"model": outcome.model, "number_format": outcome.number_format}
+        assert outcome == Outcome(result=outcome.result, **told)
         assert (outcome.model is not None) is (kind == BASE_MODEL)
+        assert outcome.number_format == ("float32" if kind == BASE_MODEL else None)
+
+
+def test_workers_of_a_search_take_the_number_format_of_the_first(spec: Specs) -> None:
+    """Whatever each would choose: the second's processor has nothing for bfloat16."""
+    first = TaskRunner(spec(dtype="bfloat16")).run(Task(kind=BASE_MODEL))
+    second = TaskRunner(spec(dtype="auto"))
+    outcome = second.run(Task(kind=BASE_MODEL, known_model=first.model))
+    assert (outcome.model, outcome.warnings) == (first.model, ())
+    assert outcome.result is not None
+    assert first.result is not None
+    assert light(outcome.result) == light(first.result)
+    second.close()
 
 
 def test_a_confirmation_on_held_out_questions_brings_the_base_model(spec: Specs) -> None:
