@@ -120,7 +120,8 @@ def write_mirrors(folder: Folder, results: SearchResults) -> None:
 def write_best(search: StoredSearch, plan: SearchPlan) -> None:
     """Write `best.yaml`: the confirmed setting, its scores in full, and as the trial saw them."""
     spec, goal, row = plan.spec, search.goal, search.trial()
-    confirmed, shown = search.study.notes["confirmed"], ("max_new_tokens", "scores", "baseline")
+    confirmed = search.study.notes["confirmed"]
+    shown = ("max_new_tokens", "scores", "baseline", "repeating", "whole_cost")
     document = {
         "model": spec.model.name,
         "n_layers": plan.n_layers,

@@ -83,10 +83,11 @@ class SearchPlan:
         if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
-        budget = f"{spec.max_new_tokens} tokens"
+        budget, bounded = f"{spec.max_new_tokens} tokens", ""
         trials = f"{config.num_trials}, sampler {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
+            bounded = ", where an answer ends that only repeats itself"
         if config.time_budget is not None:
             trials += f", none started after {config.time_budget:g} s"
         model, source = spec.model, spec.model.source
@@ -113,7 +114,7 @@ class SearchPlan:
             "objective": str(goal_of(config)),
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
-            "the confirmation",
+            f"the confirmation{bounded}",
             **self.prompts,
         }
 

@@ -254,6 +254,8 @@ class SearchSession:
             "scores": dict(result.evaluation.scores),
             "max_new_tokens": result.max_new_tokens,
             "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
+            "repeating": dict(result.evaluation.repeating),
+            "whole_cost": result.evaluation.whole_cost,
         }
         self.study.note("confirmed", confirmed)
         write_best(self._stored(), self.plan)

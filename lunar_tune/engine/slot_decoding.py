@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from lunar_tune.engine.decoding import STEPS_PER_LOOK, AnswerRules, likeliest, until_end
 from lunar_tune.engine.forward import KeyValues
+from lunar_tune.engine.repetition import period_of
 from lunar_tune.models.loading import LoadedModel
 
 # Steps between looks at what rows have said, which is text and lists on the host.
@@ -124,21 +125,10 @@ class Guesser:
         for answer in self._remembered.get(row, ()):
             if len(answer) > len(begun) and answer[: len(begun)] == begun:
                 return list(answer[len(begun) : len(begun) + length])
-        if period := _period(said):
+        if period := period_of(said, longest=LONGEST_PERIOD, least=LEAST_REPEATED):
             return [said[len(said) - period + i % period] for i in range(length)]
         last = (-1, said[0]) if len(said) == 1 else tuple(said[-2:])
         return list(self._continuations.get(last, ())[:length])
-
-
-def _period(said: Sequence[int]) -> int:
-    """Return after how many tokens an answer repeats itself at its end; 0 where it does not."""
-    for period in range(1, min(LONGEST_PERIOD, len(said) // 2) + 1):
-        compared = max(LEAST_REPEATED - 1, period)
-        if len(said) >= compared + period and all(
-            said[-i] == said[-i - period] for i in range(1, compared + 1)
-        ):
-            return period
-    return 0
 
 
 class SlotDecoding:

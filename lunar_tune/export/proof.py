@@ -272,13 +272,20 @@ def compare(found: Sequence[AnswerRow], expected: Sequence[AnswerRow]) -> Compar
 
 
 def _same(one: AnswerRow, other: AnswerRow) -> bool:
-    """Say whether two answers are one; with `TrialSpec.early_exit` one may begin the other."""
+    """Say whether two answers are one.
+
+    One may begin the other where it was ended for having said the truth, or repeating itself.
+    """
     if one.answer == other.answer:
         return True
     # One may end in the middle of a character.
     whole = (text.rstrip("\N{REPLACEMENT CHARACTER}") for text in (one.answer, other.answer))
     short, long = sorted(whole, key=len)
-    return one.rouge_l == other.rouge_l == 1.0 and long.startswith(short)
+    recalls = (one.rouge1, one.rouge_l)
+    is_over = recalls == (other.rouge1, other.rouge_l) and (
+        one.rouge_l == 1.0 or one.ended is other.ended is False
+    )
+    return is_over and long.startswith(short)
 
 
 def weight_digest(weight: Tensor) -> str:

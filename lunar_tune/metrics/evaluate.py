@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict, deque
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lunar_tune.display import Concise
 from lunar_tune.metrics.means import mean_scores
 from lunar_tune.metrics.rouge import Recall, RecallStop, rouge_recall
+from lunar_tune.metrics.settling import Settling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 ROUNDING = 1e-9  # by which a sum of recalls and the floor may differ by rounding alone
 LEAST_CHUNK = 16  # retain rows in a chunk at least: fewer cost as much
 JUDGED = ("forget", "retain")  # the sets that decide whether a trial is feasible and good
+
+
+Stop = Callable[[Sequence[int], Sequence[Sequence[int]]], list[bool]]  # see `AnswerRules`
 
 
 class Question(NamedTuple):
@@ -49,8 +53,8 @@ class AnswerRow(Concise):
     rouge_l: float
     row: int | None = None  # number of the question in its set, in all evaluations, if known
     ended: bool | None = None
-    """Whether the model ended the answer, and not the token budget; None where that is not known,
-    as of an answer that may have been left once it had said the truth."""
+    """Whether the model ended the answer, not the token budget nor its repeating itself; None where
+    that is not known, as of an answer that may have been left once it had said the truth."""
     typicality: float | None = None  # `AnswerLikelihood.typicality` to the base model, if known
     refused: bool | None = None
     degenerate: bool | None = None
@@ -67,6 +71,10 @@ class Evaluation(Concise):
     """Whether every question was asked. Where not, the retain floor is missed for certain, and the
     retain scores are means over the rows that were asked."""
     tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # by the answerer's row
+    repeating: Mapping[str, int] = field(default_factory=dict)
+    """Answers that were ended since they only repeated themselves, by set; see `Evaluator`."""
+    whole_cost: float = 1.0
+    """How many times as many tokens all answers had if those went on to the token budget."""
 
 
 def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
@@ -77,8 +85,10 @@ def deviation_score(forget_rouge1: float, retain_rouge1: float) -> float:
 class Evaluator:
     """Asks the questions of a study, evaluation after evaluation.
 
-    In the sets of `early_exit` an answer may end when it has said every word of the truth; the
-    order in which retain rows are asked follows `seed`.
+    In the sets of `early_exit` an answer may end when it has said every word of the truth. With
+    `settle`, which takes their place, an answer ends where it only repeats itself and its ROUGE
+    would change no more (`metrics.settling`). The order in which retain rows are asked follows
+    `seed`.
     """
 
     def __init__(
@@ -89,11 +99,15 @@ class Evaluator:
         *,
         rouge_tokenizer: str = "default",
         early_exit: Collection[str] = (),
+        settle: bool = False,
         seed: int = 0,
     ) -> None:
         self._answers, self._tokenizer, self._sets = answers, tokenizer, dict(sets)
         self._rouge_tokenizer, self._seed, self._early = rouge_tokenizer, seed, early_exit
-        self._stop = None
+        self._stop, self._settle = None, settle
+        self._truths: defaultdict[int, list[str]] = defaultdict(list)
+        for one in chain.from_iterable(sets.values()):
+            self._truths[one.row].append(one.record.answer)
         truths: defaultdict[int, list[str]] = defaultdict(list)
         for one in chain.from_iterable(sets[name] for name in sets if name in early_exit):
             truths[one.row].append(one.record.answer)
@@ -123,7 +137,12 @@ class Evaluator:
         for name, some in self._sets.items():
             limits |= {one.row: max(limits.get(one.row, 0), self._budgets[name]) for one in some}
         most = max(limits.values(), default=max_new_tokens)
-        stop = self._stop if {*limits.values()} <= {most} else partial(self._is_done, limits)
+        settling = Settling(
+            self._tokenizer, self._truths, rouge_tokenizer=self._rouge_tokenizer, budget=most
+        )
+        stop = settling.done if self._settle else self._stop
+        if not {*limits.values()} <= {most}:
+            stop = partial(_is_done, limits, stop)
         run = self._answers.begin(
             AnswerRules(edited_layer=edited_layer, max_new_tokens=most, stop=stop)
         )
@@ -135,7 +154,10 @@ class Evaluator:
                 asked = judged | {"retain": retain}
         else:
             run.open(_new(chain.from_iterable(asked.values()), ()))
-        said = run.close()
+        said = dict(run.close())
+        settled = settling.cut(said) if self._settle else {}
+        said |= settled
+        left = sum(most - len(own) for own in settled.values())
         questions = [(name, one) for name, some in asked.items() for one in some]
         tokens = [said[one.row][: self._budgets[name]] for name, one in questions]
         answers = self._scored(
@@ -151,7 +173,7 @@ class Evaluator:
                 rouge1=recall.rouge1,
                 rouge_l=recall.rouge_l,
                 row=one.number,
-                ended=len(own) < self._budgets[name]
+                ended=len(own) < self._budgets[name] and one.row not in settled
                 if name not in self._early or recall.rouge_l < 1
                 else None,
             )
@@ -162,15 +184,9 @@ class Evaluator:
             scores=row_means(rows, tuple(asked)),
             complete=complete,
             tokens={row: tuple(answer[: limits[row]]) for row, answer in said.items()},
+            repeating=Counter(name for name, one in questions if one.row in settled),
+            whole_cost=1 + left / max(1, sum(map(len, said.values()))),
         )
-
-    def _is_done(
-        self, limits: Mapping[int, int], rows: Sequence[int], tokens: Sequence[Sequence[int]]
-    ) -> list[bool]:
-        """Say of each row whether it need not go on, for what or for how much it has said."""
-        done = [False] * len(rows) if self._stop is None else self._stop(rows, tokens)
-        said = zip(rows, tokens, done, strict=True)
-        return [early or len(own) >= limits[row] for row, own, early in said]
 
     def _in_chunks(
         self, run: AnsweringRun | PlainAnswerer, floor: float
@@ -224,6 +240,18 @@ class Evaluator:
             (text, rouge_recall(one.record.answer, text, self._rouge_tokenizer))
             for text, (one, _) in zip(texts, answers, strict=True)
         ]
+
+
+def _is_done(
+    limits: Mapping[int, int],
+    stop: Stop | None,
+    rows: Sequence[int],
+    tokens: Sequence[Sequence[int]],
+) -> list[bool]:
+    """Say of each row whether it need not go on, for what or for how much it has said."""
+    done = [False] * len(rows) if stop is None else stop(rows, tokens)
+    said = zip(rows, tokens, done, strict=True)
+    return [early or len(own) >= limits[row] for row, own, early in said]
 
 
 def _new(questions: Iterable[Question], begun: Collection[int]) -> list[int]:

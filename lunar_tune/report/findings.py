@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class Findings:
     max_new_tokens: int | None
     full: bool  # whether the answers are those of a full evaluation
     answers: pd.DataFrame  # see `answers_beside`; empty where they are not there
+    repeating: Mapping[str, int] = field(default_factory=dict)
+    whole_cost: float = 1.0  # both as in `metrics.evaluate.Evaluation`
 
     @classmethod
     def of(cls, search: StoredSearch, row: TrialRow) -> Findings:
@@ -59,7 +61,8 @@ class Findings:
         baseline = search.baseline_in_full if note else search.baseline
         budget = note.get("max_new_tokens", row.max_new_tokens)
         scores = (search.confirmed if note else None) or row.scores
-        return cls(row, scores, baseline, budget, full, answers)
+        repeating, cost = note.get("repeating", {}), note.get("whole_cost", 1.0)
+        return cls(row, scores, baseline, budget, full, answers, repeating, cost)
 
     def of_set(self, name: str) -> pd.DataFrame:
         """Return the answers to the questions of a set; `fall` is of ROUGE-1."""
@@ -113,9 +116,15 @@ class Findings:
         if asked["refused"].notna().all():
             refused, none = asked["refused"].sum(), asked["degenerate"].sum()
             text = f"{refused} {count} decline, {none} are degenerate; {ended}"
-        text += f" end by themselves, {cut} were cut at "
-        text += f"{self.max_new_tokens} tokens"
-        return text + (f", {left} were stopped once they had given the true answer" if left else "")
+        repeating, budget = self.repeating.get("forget", 0), f"{self.max_new_tokens} tokens"
+        text += f" end by themselves, {cut - repeating} were cut at {budget}"
+        text += f", {left} were stopped once they had given the true answer" if left else ""
+        if in_all := sum(self.repeating.values()):
+            text += f", {repeating} were ended since they only repeat themselves. {in_all} of all "
+            text += f"answers do; up to {budget} each, all of them together would have had "
+            text += f"{self.whole_cost:.2g} times as many tokens, and no other ROUGE unless an "
+            text += "answer left its repetition"
+        return text
 
     @property
     def losses(self) -> str:

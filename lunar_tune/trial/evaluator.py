@@ -144,9 +144,10 @@ class Judge:
     ) -> tuple[Evaluation, int]:
         """Judge the model as it is now; return the evaluation and its token budget.
 
-        A `full` one asks all rows with the published budget; a `bounded` one stops asking once the
-        retain floor is missed for certain; of a `reported` one every answer goes on to its own end,
-        and `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
+        A `full` one asks all rows with the published budget, and ends answers that only repeat
+        themselves unless a budget was named; a `bounded` one stops asking once the retain floor is
+        missed for certain; of a `reported` one no answer ends for having said the truth, and
+        `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
         read = max(READ_TOKENS, budget) if self.spec.max_new_tokens is None else budget
@@ -245,6 +246,8 @@ class Judge:
                 questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
                 early_exit=early if rows is not None else early - self._read,
+                # Where nobody named a length; one that is named is kept to, the published one too.
+                settle=full and spec.max_new_tokens is None,
                 seed=spec.seed,
             )
         return self._evaluators[key]

@@ -97,6 +97,19 @@ def test_the_summary_shows_answers_of_every_edge_and_those_that_lost_most(tmp_pa
     assert len(text.splitlines()) < 40
 
 
+def test_answers_that_were_ended_for_repeating_themselves_are_told_from_cut_ones(
+    tmp_path: Path,
+) -> None:
+    results = found(tmp_path, *ANSWERS, facts={"model": "m", "number format": "bfloat16 (AMX)"})
+    told = {"repeating": {"forget": 1, "retain": 2}, "whole_cost": 3.52}
+    results.study.notes["confirmed"] |= told
+    for text in (summary(results, width=400), short_report(results)):
+        assert "0 were cut at 512 tokens" in text
+        assert "1 were ended since they only repeat themselves. 3 of all answers do" in text
+        assert "all of them together would have had 3.5 times as many tokens" in text
+        assert "bfloat16 (AMX)" in text
+
+
 def test_answers_take_a_line_each_and_no_control_over_the_screen(tmp_path: Path) -> None:
     rows = [answer("forget", n, one.answer, one.rouge1) for n, one in enumerate(ANSWERS[3:5])]
     text = summary(found(tmp_path, *rows), width=60)

@@ -247,3 +247,28 @@ def test_a_task_tells_the_looks_and_looking_changes_no_score(spec: Specs) -> Non
     assert whole.checks == ()
     assert whole.losses == kept.losses
     assert whole.evaluation.scores == kept.evaluation.scores
+
+
+def test_every_engine_ends_an_answer_at_the_same_place_where_it_repeats_itself(
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where nobody named a length; a random model repeats a token a few times."""
+    monkeypatch.setattr("lunar_tune.metrics.settling.LEAST_REPEATED", 4)
+    for name in ("PUBLISHED_MAX_NEW_TOKENS", "READ_TOKENS"):
+        monkeypatch.setattr(f"lunar_tune.trial.evaluator.{name}", 60)
+
+    def confirmed(**options: Any) -> Any:
+        worker = Worker(spec(evaluation_rows=4, **options))
+        return worker.run(SETTING, full=True, bounded=False, reported=True).evaluation
+
+    whole = confirmed(max_new_tokens=60)
+    assert (whole.repeating, whole.whole_cost) == ({}, 1.0)
+    fast = confirmed(max_new_tokens=None)
+    for engine in ("plain", "reference"):
+        other = confirmed(max_new_tokens=None, engine=engine)
+        assert (other.rows, other.repeating) == (fast.rows, fast.repeating)
+        assert other.whole_cost == fast.whole_cost > 1
+    both = list(zip(fast.rows, whole.rows, strict=True))
+    cut = [(row, one) for row, one in both if row.answer != one.answer]
+    assert len(cut) == sum(fast.repeating.values()) > 0
+    assert all(one.answer.startswith(row.answer) and not row.ended for row, one in cut)
