@@ -51,6 +51,7 @@ SETTINGS = (
 )
 OWN = {"learning_rate": "adamw", "ridge": "closed_form"}
 PAGE, FULL, HALF = "page, float32", "engine, float32", "engine, bfloat16"
+SHOWN = 10  # rows that differ; all of them are in the figures
 BEFORE = 1.2  # a warm trial follows one with so many times its coefficient
 GRIDS: Mapping[str, Mapping[str, Setting]] = {  # the first values are recorded first
     "closed_form": {"coefficient": (2.3, 1.2, 1.7, 3.0, 4.0, 0.8, 5.5, 0.5), "ridge": (0.01,)},
@@ -135,7 +136,7 @@ def trial(
     for text in settings:
         setting = read_assignments(tuple(text.split(",")))
         runs = list(runs_of(subject, setting, ways))
-        console.print(table_of(text, runs))
+        console.print(f"\n{text}", table_of(runs), sep="\n")
         figures.append({"setting": setting, "runs": [plain(run, runs) for run in runs]})
         for run in runs:
             print_differences(run, runs)
@@ -185,12 +186,12 @@ def differing(run: Run, other: Run, *, base: bool = False) -> list[tuple[AnswerR
     return [(mine, theirs) for mine, theirs in pairs if mine.answer != theirs.answer]
 
 
-def table_of(setting: str, runs: Sequence[Run]) -> Table:
+def table_of(runs: Sequence[Run]) -> Table:
     """Return seconds, scores and the rows that differ from the engine's in float32."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in (setting, "s", "CPU s", "first, s", "base model, s", "forget", "retain"):
-        table.add_column(header, justify="left" if header == setting else "right")
-    table.add_column("rows that differ", justify="right")
+    headers = ("way", "s", "CPU s", "first, s", "base, s", "forget", "retain", "rows that differ")
+    for header in headers:
+        table.add_column(header, justify="left" if header == "way" else "right", no_wrap=True)
     for run in runs:
         other = next((one for one in runs if one.way == FULL), run)
         base = run.base.seconds["trial"] if run.base else None
@@ -234,7 +235,7 @@ def plain(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def print_differences(run: Run, runs: Sequence[Run]) -> None:
-    """Print a way's ratio to the engine in float32, and where their answers differ."""
+    """Print a way's ratio to the engine in float32, and the first answers that differ."""
     other = next((one for one in runs if one.way == FULL), run)
     if run is other:
         return
@@ -244,7 +245,7 @@ def print_differences(run: Run, runs: Sequence[Run]) -> None:
         f"{run.cpu_seconds / other.cpu_seconds:.2f} times its CPU; base model: "
         f"{len(differing(run, other, base=True))} rows differ; unlearned: {len(rows)}"
     )
-    for mine, theirs in rows:
+    for mine, theirs in rows[:SHOWN]:
         console.print(f"  {mine.set_name} {mine.row} {mine.question}", markup=False)
         console.print(f"    {run.way}: {mine.answer!r}", markup=False)
         console.print(f"    {other.way}: {theirs.answer!r}", markup=False)
