@@ -74,19 +74,20 @@ class Subject:
     """Default: the model's own."""
     forget_edge: tuple[str, ...] = ()
     """Default: the data's own."""
-    reference_prompts: str = RunOptions().reference_prompts
-    """Prompts that the model declines."""
+    reference_prompts: str | None = None
+    """Prompts that the model declines. Default: as in a search."""
     threads: PositiveInt = 1
     """Of torch."""
 
     def spec(self, solver: str, **further: Any) -> TrialSpec:
         """Return what a worker needs."""
         limit_threads(self.threads)
+        if self.reference_prompts is not None:
+            further["reference_prompts"] = self.reference_prompts
         options = RunOptions(
             model=self.model,
             data=self.data,
             forget_edge=self.forget_edge,
-            reference_prompts=self.reference_prompts,
             factual_data="none",
             solver=solver,
             **{"dtype": "float32", "max_new_tokens": None, **further},
