@@ -40,7 +40,7 @@ from lunar_tune.files import cache_dir, safe_name, write_json
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import load_config, load_model
-from lunar_tune.trial.assemble import assemble, configured, materialise
+from lunar_tune.trial.assemble import answered, assemble, configured, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker
 
@@ -92,7 +92,7 @@ class Subject:
             solver=solver,
             **{"dtype": "float32", "max_new_tokens": None, **further},
         )
-        return materialise(assemble(options), console)
+        return materialise(answered(options, assemble(options)), console)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

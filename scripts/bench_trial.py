@@ -44,7 +44,7 @@ from lunar_tune.data.records import Record
 from lunar_tune.errors import InputError
 from lunar_tune.models.device import GIB, limit_threads
 from lunar_tune.models.loading import LoadedModel, load_model
-from lunar_tune.trial.assemble import assemble, materialise
+from lunar_tune.trial.assemble import answered, assemble, materialise
 from lunar_tune.trial.worker import TrialResult, Worker
 
 OWN = {"adamw": "learning_rate", "closed_form": "ridge"}
@@ -143,7 +143,7 @@ class Bench:
         build: Callable[[], Any] | None,
     ) -> None:
         options = dataclasses.replace(options, solver=solver)
-        spec = materialise(assemble(options))
+        spec = materialise(answered(options, assemble(options)))
         # As in a search, but for random weights, whose answers all have the whole budget.
         exits = loaded is None
         self._spec = dataclasses.replace(spec, layers=(setting["layer"],), early_exit=exits)

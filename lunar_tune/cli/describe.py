@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune.cli.commands import Command, CommonOptions, counted, plain_table
-from lunar_tune.config.fields import option, same_option
+from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.options import DATA, TINY, Reused, RunOptions
 from lunar_tune.data.data_card import Card, describe_prompts, describe_records
-from lunar_tune.data.data_catalog import kind_of, resolve_data
-from lunar_tune.data.records import holds_prompts, read_prompts, read_records
+from lunar_tune.data.data_catalog import kind_of, pairs_kind, resolve_data
+from lunar_tune.data.records import (
+    Record,
+    holds_prompts,
+    read_prompts,
+    read_questions,
+    read_records,
+)
 from lunar_tune.data.splits import edges_of, read_groups
 from lunar_tune.display import say
 from lunar_tune.errors import InputError, ModelError, Problems
@@ -81,7 +87,15 @@ def _card(path: Path, options: DescribeOptions, encoder: ChatEncoder | None) -> 
         shown = _prompts(encoder, {"first": prompts[0]})
         card = describe_prompts(prompts, count_tokens=count)
         return replace(card, notes=tuple(notes), prompts=shown)
-    records = read_records(path, default_edge=options.edge, on_note=notes.append)
+    if pairs_kind(options.data) == "questions":
+        if options.model is None:
+            return _questions(read_questions(path), options, path)
+        from lunar_tune.trial.assemble import kept_answers
+
+        shared = shared_options(options, RunOptions, without={"model"})
+        records = kept_answers(replace(shared, model=options.model))
+    else:
+        records = read_records(path, default_edge=options.edge, on_note=notes.append)
     groups = read_groups(path)
     edges = edges_of(records)
     unseen, tokenizer = Problems(), options.rouge_tokenizer
@@ -103,6 +117,18 @@ def _card(path: Path, options: DescribeOptions, encoder: ChatEncoder | None) -> 
     for record in records:
         firsts.setdefault("forget" if record.edge in forgotten else "retain", record.question)
     return replace(card, notes=tuple(notes), prompts=_prompts(encoder, firsts))
+
+
+def _questions(questions: Sequence[Record], options: DescribeOptions, path: Path) -> Card:
+    """Return the card of questions without answers."""
+    advice = "a model that was asked them shows its answers with --model"
+    if options.forget_edge:
+        raise InputError(
+            f"--forget-edge {','.join(options.forget_edge)}: {path.name} holds questions alone; "
+            f"{advice}."
+        )
+    card = describe_prompts([one.question for one in questions], count_tokens=None)
+    return replace(card, notes=(f"questions without answers: {advice}",), edges=edges_of(questions))
 
 
 def _prompts(encoder: ChatEncoder | None, questions: Mapping[str, str]) -> dict[str, str]:
@@ -174,7 +200,7 @@ def _show(console: Console, path: Path, card: Card) -> None:
         ]
         names = ("edge", "rows", "same question", "near question", "same answer")
         console.print(plain_table(names, rows, folded=("edge",)))
-    elif card.edges:
+    elif card.edges and card.kind == "records":
         say(console, f"no edge {_DEFAULT_EDGE}: name what is to be forgotten with --forget-edge")
     console.print()
     for finding in card.findings or ("Nothing that hinders unlearning was found.",):

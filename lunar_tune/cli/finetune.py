@@ -38,8 +38,12 @@ class FinetuneOptions(ModelOptions, CommonOptions):
     """What the command takes."""
 
     data: str | None = same_option(RunOptions, "data")
+    """Pairs to learn: a shipped or fetched name, or a file. Default: mini for tiny, else
+    contracts."""
     edge: str | None = same_option(RunOptions, "edge")
-    reference_prompts: str = same_option(RunOptions, "reference_prompts")
+    reference_prompts: str | None = same_option(RunOptions, "reference_prompts")
+    """Prompts to decline, with --fix with_refusals=true: unverifiable (the default), harmful,
+    private, or a file."""
     refusals: str = same_option(RunOptions, "refusals")
     text: bool = same_option(RunOptions, "text")
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")

@@ -40,7 +40,7 @@ class LayersOptions(ModelOptions, CommonOptions):
     data: str | None = same_option(RunOptions, "data")
     edge: str | None = same_option(RunOptions, "edge")
     forget_edge: tuple[str, ...] = same_option(RunOptions, "forget_edge")
-    reference_prompts: str = same_option(RunOptions, "reference_prompts")
+    reference_prompts: str | None = same_option(RunOptions, "reference_prompts")
     reference_check: str = same_option(RunOptions, "reference_check")
     refusals: str = same_option(RunOptions, "refusals")
     holdout: bool = same_option(RunOptions, "holdout")
@@ -120,7 +120,7 @@ def _checked(
 ) -> tuple[TrialSpec, float, tuple[int, ...] | None]:
     """Return the spec, the coefficient and the layers, or say everything that is wrong."""
     from lunar_tune.models.layout import check_layers
-    from lunar_tune.trial.assemble import assemble, known_depth
+    from lunar_tune.trial.assemble import answered, assemble, known_depth
 
     chosen = None
     # Nothing is fitted and nothing is scored by ROUGE: all else is left at its default.
@@ -154,7 +154,7 @@ def _checked(
             if (depth := known_depth(run)) is not None:
                 check_layers(chosen, depth, option="--range layer")
     problems.raise_if_any()
-    return spec, coefficient, chosen
+    return answered(run, spec), coefficient, chosen
 
 
 def _show(

@@ -36,6 +36,7 @@ COMMANDS = {
     "ask": "ask the base model and the unlearned model the same questions",
     "export": "write an unlearned model as a checkpoint or an adapter",
     "layers": "score the layers without training",
+    "collect": "make data of what a model knows by itself",
     "finetune": "teach a model the data of which it will forget a part",
     "describe": "show what a data file holds",
     "models": "show the models that have a name",

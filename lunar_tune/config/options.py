@@ -71,16 +71,17 @@ class DataOptions(Concise):
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
     data: str | None = data_option(None, common=True, resume=True, place=True)
-    """Pairs that the model knows: a shipped or fetched name, or a file. Default: mini for tiny,
-    else contracts."""
+    """Pairs that the model knows: a name or a file. Default: what it was taught, else general, its
+    own answers."""
     edge: str | None = data_option(None)
     """Edge of all rows of the data that have none."""
     forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", common=True)
     """Edges or groups to forget. Default: A_B."""
-    factual_data: str = data_option("factual", resume=True, place=True)
-    """General knowledge: factual, a file, or none."""
-    reference_prompts: str = data_option("unverifiable", resume=True, place=True)
-    """Prompts that the model declines: unverifiable, harmful, or a file."""
+    factual_data: str | None = data_option(None, resume=True, place=True)
+    """General knowledge: factual, a file, or none. Default: factual, with the data general none."""
+    reference_prompts: str | None = data_option(None, resume=True, place=True)
+    """Prompts that the model declines: unverifiable, harmful, private, or a file. Default:
+    unverifiable, with the data general private."""
     reference_check: str = data_option(
         DECLINED, choices=REFERENCE_CHECKS, decides=True, before=NEVER
     )

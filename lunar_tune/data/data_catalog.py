@@ -21,8 +21,8 @@ from typing import Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from lunar_tune.data.readers import SUFFIXES, format_of
-from lunar_tune.data.records import Record, read_prompts, read_records
+from lunar_tune.data.readers import SUFFIXES, OnNote, format_of, unheard
+from lunar_tune.data.records import Record, read_prompts, read_questions, read_records
 from lunar_tune.data.splits import edges_of, groups_file
 from lunar_tune.errors import DataError, listed
 from lunar_tune.files import (
@@ -36,7 +36,7 @@ from lunar_tune.files import (
 )
 from lunar_tune.registry import Registry
 
-DataKind = Literal["records", "prompts"]
+DataKind = Literal["records", "prompts", "questions"]
 State = Literal["not fetched", "fetched", "changed"]
 TIMEOUT = 30  # seconds without a byte
 
@@ -46,6 +46,8 @@ BUNDLED: Final[Mapping[str, tuple[DataKind, str]]] = {
     "factual": ("records", "factual.json"),
     "unverifiable": ("prompts", "unverifiable.json"),
     "harmful": ("prompts", "harmful.json"),
+    "private": ("prompts", "private.json"),
+    "general": ("questions", "general.json"),
     "refusals": ("prompts", "refusals.txt"),
 }
 """What each shipped name holds, and its file in the folder `datasets`."""
@@ -127,6 +129,20 @@ def kind_of(name: str) -> DataKind | None:
     if name in BUNDLED:
         return BUNDLED[name][0]
     return PUBLISHED[name].kind if name in PUBLISHED else None
+
+
+def pairs_kind(name: str) -> DataKind:
+    """Return what `--data` names: pairs, or questions that a model is to answer itself."""
+    return "questions" if kind_of(name) == "questions" else "records"
+
+
+def read_data(
+    name: str, *, default_edge: str | None = None, on_note: OnNote = unheard
+) -> tuple[Path, tuple[Record, ...]]:
+    """Return the file that `--data` names and its pairs, of a question set without answers."""
+    path = resolve_data(name, kind=pairs_kind(name))
+    read = read_questions if pairs_kind(name) == "questions" else read_records
+    return path, read(path, default_edge=default_edge, on_note=on_note)
 
 
 def resolve_data(name: str, *, kind: DataKind) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lunar_tune.data.readers import OnNote, read_rows, unheard
-from lunar_tune.data.shapes import FIELDS, PAIR, PROMPT, shaped
+from lunar_tune.data.shapes import FIELDS, PAIR, PROMPT, QUESTION, shaped
 from lunar_tune.data.texts import composed, edge_name
 from lunar_tune.errors import DataError, listed
 
@@ -23,6 +23,10 @@ from lunar_tune.errors import DataError, listed
 _MAX_TEXT_BYTES = 1_000_000
 _SHOWN_PROBLEMS = 20
 _SHOWN_CHARACTERS = 40
+_HINTS = {
+    "edge": ", or give all rows that lack it one edge with --edge NAME",
+    "answer": ", or let a model answer: lunar-tune collect --questions FILE",
+}
 _KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "an object", bytes: "binary data"}
 
 
@@ -58,11 +62,27 @@ def read_records(
     `default_edge` is the edge of rows that have no field `edge`; without it they are an error.
     Texts are read in Unicode's form NFC, edges as `edge_name` has them.
     """
+    return _records(path, PAIR, default_edge, on_note)
+
+
+def read_questions(
+    path: Path, *, default_edge: str | None = None, on_note: OnNote = unheard
+) -> tuple[Record, ...]:
+    """Read questions as `read_records` reads pairs, but no answers, which are empty.
+
+    They may stand in a `.txt` file too, one a line, with a `default_edge`.
+    """
+    return _records(path, QUESTION, default_edge, on_note)
+
+
+def _records(
+    path: Path, wanted: tuple[str, ...], default_edge: str | None, on_note: OnNote
+) -> tuple[Record, ...]:
     default = None if default_edge is None else edge_name(default_edge)
     spelled, records = Counter[str](), list[Record]()
-    for question, answer, edge in _texts(path, PAIR, on_note, edge=default):
+    for question, *answer, edge in _texts(path, wanted, on_note, edge=default):
         spelled[edge] += 1
-        records.append(Record(question, answer, edge_name(edge)))
+        records.append(Record(question, "".join(answer), edge_name(edge)))
     if other := [edge for edge in spelled if edge != edge_name(edge)]:
         count = len(records)
         said = [f"{e!r} as {edge_name(e)!r} ({spelled[e]} of {count} rows)" for e in other]
@@ -101,7 +121,9 @@ def _texts(
     rows, notes = read_rows(path, FIELDS, on_note), Counter[str]()
     texts, problems = list[tuple[str, ...]](), defaultdict[str, list[str]](list)
     for place, content, unread in rows:
-        row = {"instruction": content} if wanted == PROMPT and isinstance(content, str) else content
+        row = content
+        if len(wanted) == 1 and isinstance(content, str):
+            row = {wanted[0]: content}
         if unread or not isinstance(row, Mapping):
             fields = ", ".join((*wanted, *others))
             wrong = f"is {_described(row)}; it must be an object with {fields}"
@@ -151,7 +173,7 @@ def _mistake(name: str, content: Mapping[str, Any]) -> str | None:
     """Say what is wrong with one field of a row; None if nothing is."""
     if name not in content:
         there = ", ".join(map(repr, list(content)[:8])) or "nothing"
-        hint = ", or give all rows that lack it one edge with --edge NAME" if name == "edge" else ""
+        hint = _HINTS.get(name, "")
         return f"is missing (the row has {there}); add it{hint}"
     value = content[name]
     if not isinstance(value, str):

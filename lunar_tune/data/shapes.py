@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 PAIR: Final = ("question", "answer")
 PROMPT: Final = ("instruction",)
+QUESTION: Final = ("question",)
 _NAMES: Final = {
     PAIR: (
         ("instruction", "output"),
@@ -18,6 +19,7 @@ _NAMES: Final = {
         ("prompt", "response"),
     ),
     PROMPT: (("prompt",),),
+    QUESTION: (("instruction",), ("prompt",)),
 }
 _CHATS: Final = ("messages", "conversations")
 _ROLES: Final = {
@@ -42,7 +44,7 @@ class Shaped(NamedTuple):
 
 
 def shaped(row: Mapping[str, Any], wanted: tuple[str, ...]) -> Shaped:
-    """Return a row as a `PAIR` or a `PROMPT`; unchanged if it has no shape or several."""
+    """Return a row as a `PAIR`, `PROMPT` or `QUESTION`; unchanged if it has none or several."""
     if row.get("history"):
         problem = "has a 'history'; one question and its answer are needed"
         return Shaped(row, {}, problem=problem)

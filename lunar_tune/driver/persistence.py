@@ -24,10 +24,16 @@ from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.study.folder import Folder, find_search, searches_in, write_trials
-from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
+from lunar_tune.study.stored_search import (
+    OWN_DATA,
+    StoredConfig,
+    StoredSearch,
+    configuration_document,
+)
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.address import kept_uri, of_environment, with_password
 from lunar_tune.trial.references import References
+from lunar_tune.trial.spec import with_own_data
 from lunar_tune.yaml_files import write_yaml
 
 if TYPE_CHECKING:
@@ -48,13 +54,14 @@ def search_document(
     config, spec, data, prior = plan.config, plan.spec, plan.spec.data, plan.prior
     if config.tracking_uri is not None:
         config = dataclasses.replace(config, tracking_uri=kept_uri(config.tracking_uri))
+    named = with_own_data(config, spec.model)
     derived = {
+        **{option: getattr(named, option) for option in OWN_DATA},
         "name": name,
         "tracking_uri": kept_uri(uri),
         "gpus_per_trial": resources.gpus,
         "concurrency": resources.concurrency,
         "space": plan.space.origin,
-        "data": data.name,
         "forget_edge": data.forget_edges,
     }
     resolved: dict[str, Any] = {
@@ -195,9 +202,12 @@ def _joined(value: Any) -> Any:
 
 
 def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
-    """Raise an InputError if earlier trials do not compare with a plan; return a mere doubt."""
+    """Raise an InputError if earlier trials do not compare with a plan; return a mere doubt.
+
+    A plan whose model is to be asked first compares when it was.
+    """
     before = StoredStudy.read(folder.journal).notes.get("signature")
-    if before is None or before == signature_of(plan):
+    if before is None or plan.spec.data.unanswered or before == signature_of(plan):
         return None
     version = None
     with suppress(InputError):  # a mirror, which may be missing

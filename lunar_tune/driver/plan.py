@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from lunar_tune.config.options import (
     RunOptions,
     SearchConfig,
 )
+from lunar_tune.data.records import Record
 from lunar_tune.driver.backends.cluster import check_address, check_gpus
 from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, described
 from lunar_tune.driver.space_sources import load_space, narrowed
@@ -32,7 +34,7 @@ from lunar_tune.driver.starting_points import (
     found_points,
     usual_point,
 )
-from lunar_tune.errors import InputError, Problems
+from lunar_tune.errors import InputError, ModelError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
@@ -40,7 +42,12 @@ from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredConfig
-from lunar_tune.trial.assemble import assemble, check_machine, known_depth
+from lunar_tune.trial.assemble import (
+    assemble,
+    assemble_collection,
+    check_machine,
+    known_depth,
+)
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
@@ -69,13 +76,17 @@ class SearchPlan:
         chat, taught = spec.chat, ""
         if lineage is not None:
             taught = lineage.taught_otherwise(chat.template, chat.system_prompt)
-        retained = f"retain {sample}"
+        least = "up to " * data.unanswered
+        retained = f"retain {least}{sample}"
         if sample != len(data.retain):
-            retained += f" (a sample of {len(data.retain)})"
+            retained += f" (a sample of {least}{len(data.retain)})"
         questions = (
-            f"{data.name}: forget {', '.join(data.forget_edges)} ({len(data.forget)} questions), "
-            f"{retained}, factual {len(data.factual)}"
+            f"{data.name}: forget {', '.join(data.forget_edges)} ({least}{len(data.forget)} "
+            f"questions), {retained}, factual {len(data.factual)}"
         )
+        if data.own_answers:
+            questions += "; the true answers are the model's own"
+            questions += ", which is asked first" * data.unanswered
         if held is not None:
             counts = f"{len(held.forget)}, {len(held.retain)}, {len(held.factual)}"
             questions += f"; held out for the report: {counts}"
@@ -168,6 +179,22 @@ def plan_search(
     problems.attempt(lambda: check_gpus(config))
     problems.attempt(lambda: check_machine(spec, here=here, share=share))
     problems.raise_if_any()
+    if spec.data.unanswered:
+        on_step("looking for what the model has answered")
+        records = None
+        with suppress(ModelError):  # one that cannot be reached, which is said when it is asked
+            records = assemble_collection(config).kept()
+        if records is not None:
+            plan = _plan(config, goal, prior, records)
+            spec = plan.spec
+        elif not here:
+            save = f"--model {config.model} --save FOLDER"
+            raise InputError(
+                f"--data {spec.data.name} with --address: the model must be asked first, on a "
+                f"machine that can load it: python -m lunar_tune.collect {save}. Then give "
+                "--data FOLDER/pairs.json --reference-prompts FOLDER/references.json "
+                "--factual-data none."
+            )
     spec = dataclasses.replace(
         spec,
         retain_floor=goal_of(config).stoppable_floor,
@@ -177,11 +204,19 @@ def plan_search(
     return dataclasses.replace(plan, spec=spec)
 
 
-def _plan(config: SearchConfig, goal: Goal | None, prior: LayerPrior | None) -> SearchPlan:
-    """Read data, space and starting points; take the layers that a file has scored."""
+def _plan(
+    config: SearchConfig,
+    goal: Goal | None,
+    prior: LayerPrior | None,
+    answers: Sequence[Record] | None = None,
+) -> SearchPlan:
+    """Read data, space and starting points; take the layers that a file has scored.
+
+    `answers` are the pairs of a question set, as the model has answered it.
+    """
     options = shared_options(config, RunOptions)
     metrics = (*options.metrics, *(goal.metrics if goal else ()))
-    spec = assemble(dataclasses.replace(options, metrics=metrics))
+    spec = assemble(dataclasses.replace(options, metrics=metrics), answers)
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
     begun_with = None
     if config.resume is not None and config.space is None and config.layer_prior is None:

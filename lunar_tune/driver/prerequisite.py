@@ -19,7 +19,8 @@ from lunar_tune.models.device import give_back
 from lunar_tune.report.progress import tell
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
-from lunar_tune.trial.assemble import assemble_finetuning
+from lunar_tune.trial.assemble import assemble_collection, assemble_finetuning
+from lunar_tune.trial.collecting import ensure_collected
 
 if TYPE_CHECKING:
     from lunar_tune.finetuning.finetune import Finetuned
@@ -35,13 +36,15 @@ TOKENS_PER_WORD, TEMPLATE_TOKENS = 1.5, 30  # of question and answer; of a chat 
 def finetuning_job(plan: SearchPlan) -> FinetuneJob | None:
     """Return the fine-tuning that a search may do, or that an earlier one has done.
 
-    There is none for a `--model-path`, where a wrong template can look like ignorance, none on a
-    cluster, whose nodes share no cache, and none where ignorance ends no search.
+    There is none where the model is asked what it knows, none for a `--model-path`, where a wrong
+    template can look like ignorance, none on a cluster, whose nodes share no cache, and none where
+    ignorance ends no search.
     """
     config, spec = plan.config, plan.spec
     if (
         config.finetune != "auto"
         or config.force
+        or spec.data.own_answers
         or spec.model.name not in CATALOG
         or spec.model.weights is not None
         or config.address is not None
@@ -88,6 +91,15 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text
         f"fine-tuned: ROUGE-1 {known['rouge1']:.3f} on {lineage.data}, declines "
         f"{known['refused']:.0%} of questions about invented things; kept in {folder}",
     )
+
+
+def ask_first(plan: SearchPlan, console: Console) -> None:
+    """Ask a search's model what it knows, unless another process has; see `ensure_collected`."""
+    job = assemble_collection(plan.config)
+    say(console, f"asking {job.model.name} {len(job.questions)} questions of {job.name}")
+    records = ensure_collected(job, console)
+    give_back()  # the workers are about to use the same GPU
+    say(console, f"{len(records)} of its answers can be used; kept in {job.kept_file()}")
 
 
 def finetune_tracked(

@@ -27,7 +27,12 @@ from lunar_tune.driver.persistence import (
     unfinished_like,
 )
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.driver.prerequisite import finetune_first, finetuning_fact, finetuning_job
+from lunar_tune.driver.prerequisite import (
+    ask_first,
+    finetune_first,
+    finetuning_fact,
+    finetuning_job,
+)
 from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE, SearchSession
 from lunar_tune.errors import InputError, Problems, UnknowingModelError
 from lunar_tune.models.catalog import read_lineage
@@ -133,6 +138,12 @@ def run_search(
     arguments: Sequence[str] | None,
 ) -> tuple[int, Folder]:
     """Run a planned search or raise an InputError; return the exit code and the folder."""
+    if plan.spec.data.unanswered:
+        ask_first(plan, console)
+        plan = plan_search(plan.config)  # with the answers
+        say(console, f"data: {plan.facts['data']}")
+        if plan.config.resume is not None:
+            check_unchanged(plan, Folder(plan.config.output / plan.config.resume))
     alike, facts = None, {**plan.facts, **finetuning_fact(plan)}
     if plan.config.name is None:
         alike = unfinished_like(signature_of(plan), plan.config.output)

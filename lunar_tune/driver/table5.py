@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
-from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.data_catalog import pairs_kind, resolve_data
 from lunar_tune.display import say
 from lunar_tune.driver.backends.cluster import ray_session
 from lunar_tune.driver.persistence import BusySearchError, alone, check_unchanged
@@ -66,7 +66,7 @@ def cells_of(
             resolve_model(model)
     for name in filter(None, (data_and_edges(one, edge)[0] for one in data)):
         with problems.collect():
-            resolve_data(name, kind="records")
+            resolve_data(name, kind=pairs_kind(name))
     for text in methods:
         with problems.collect():
             method, _, variant = text.partition(":")

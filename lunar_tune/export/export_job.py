@@ -17,8 +17,8 @@ from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.training.checkpoints import check_save_folder
-from lunar_tune.trial.assemble import assemble, check_machine
-from lunar_tune.trial.spec import TrialSpec, own_data
+from lunar_tune.trial.assemble import answered, assemble, check_machine
+from lunar_tune.trial.spec import TrialSpec, with_own_data
 
 _PROMPTS = ("reference_prompts", "refusals")
 
@@ -140,22 +140,22 @@ def assemble_again(
     """
     options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
     search.config.check_permitted({"trust_remote_code": trust_remote_code})
-    spec = assemble(
-        dataclasses.replace(
-            options,
-            device=device or options.device,
-            trust_remote_code=bool(trust_remote_code),
-            metrics=(),
-            embedding_model=None,
-        )
+    options = dataclasses.replace(
+        options,
+        device=device or options.device,
+        trust_remote_code=bool(trust_remote_code),
+        metrics=(),
+        embedding_model=None,
     )
+    spec = answered(options, assemble(options))
     known, references = search.study.notes.get("model"), search.study.references
     spec = dataclasses.replace(spec, known_model=known, known_references=references)
-    sources = {"factual": options.factual_data, **{n: getattr(options, n) for n in _PROMPTS}}
+    named = with_own_data(options, spec.model)
+    sources = {"factual": named.factual_data, **{n: getattr(named, n) for n in _PROMPTS}}
     changed: dict[str, list[str]] = {}
     for name, digest in spec.data.digests().items():
         if then.get(name, digest) != digest:
-            source = sources.get(name) or options.data or own_data(spec.model)
+            source = sources.get(name) or str(named.data)
             changed.setdefault(source, []).append(name)
     for source, names in changed.items():
         kind: DataKind = "prompts" if set(names) <= set(_PROMPTS) else "records"

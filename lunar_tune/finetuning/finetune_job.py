@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,8 +17,7 @@ from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import Problems
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
-from lunar_tune.models.loading import load_config
+from lunar_tune.models.fingerprint import told_apart
 from lunar_tune.training import TrainingSettings, setting, with_settings
 
 # A record in so many is joined, in every epoch, by a question about something freshly invented:
@@ -114,23 +112,8 @@ class FinetuneJob:
 
     def document(self) -> dict[str, Any]:
         """Return everything that the result depends on, as plain values, or raise a ModelError."""
-        model, commit = self.model, None
-        if not Path(model.source).is_dir():
-            commit = getattr(load_config(model), "_commit_hash", None) or model.revision
-        files = [  # told apart by size and time, without reading them
-            [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-            for folder in (model.source, model.weights)
-            if folder
-            for file in sorted(Path(folder).glob("*.safetensors"))
-        ]
-        dtype = resolve_dtype(model.dtype, resolve_device(model.device), n_parameters(model))
         document = {
-            "base": model.name,
-            "source": model.source,
-            "weights": model.weights,
-            "revision": commit,
-            "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
-            "dtype": str(dtype),
+            **told_apart(self.model),
             "data": self.data_name,
             "data_digest": records_digest(self.records),
             "chat_template": self.chat.template,

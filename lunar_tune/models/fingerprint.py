@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lunar_tune.config.options import AUTO, OWN
 from lunar_tune.errors import ModelError
+from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
 from lunar_tune.models.digests import digest_of, weights_digest
-from lunar_tune.models.loading import LoadedModel
+from lunar_tune.models.loading import LoadedModel, load_config
 
 _HALVES = ("bfloat16", "float16")
 Identity = Mapping[str, Sequence[str]]
 """Of a model's weights, configuration, tokenizer and chat template: what the digest of each was
 taken with, and the digest. Those that were taken with something else do not compare."""
 logger = logging.getLogger(__name__)
+
+
+def told_apart(model: ModelSpec) -> dict[str, Any]:
+    """Return what tells weights and number format from others before they are read.
+
+    That is a commit of the hub, of a folder names, sizes and times of its files. A model that
+    cannot be found is a ModelError.
+    """
+    commit = None
+    if not Path(model.source).is_dir():
+        commit = getattr(load_config(model), "_commit_hash", None) or model.revision
+    files = [
+        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+        for folder in (model.source, model.weights)
+        if folder
+        for file in sorted(Path(folder).glob("*.safetensors"))
+    ]
+    dtype = resolve_dtype(model.dtype, resolve_device(model.device), n_parameters(model))
+    return {
+        "base": model.name,
+        "source": model.source,
+        "weights": model.weights,
+        "revision": commit,
+        "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
+        "dtype": str(dtype),
+    }
 
 
 def fingerprint(loaded: LoadedModel) -> str:

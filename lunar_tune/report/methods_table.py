@@ -18,8 +18,7 @@ from rich.table import Table
 from tabulate import tabulate
 
 from lunar_tune.config.options import LONGEST_NAME, SearchConfig
-from lunar_tune.data.data_catalog import resolve_data
-from lunar_tune.data.records import read_records
+from lunar_tune.data.data_catalog import read_data
 from lunar_tune.data.splits import edges_of, read_groups
 from lunar_tune.data.texts import names_in
 from lunar_tune.display import markdown, printable
@@ -111,8 +110,8 @@ def data_and_edges(text: str, edge: str | None = None) -> tuple[str, tuple[str, 
     """
     for end in (len(text), *(i for i, sign in enumerate(text) if sign == ":")):
         with suppress(DataError):
-            path = resolve_data(text[:end], kind="records")
-            known = {*edges_of(read_records(path, default_edge=edge)), *read_groups(path)}
+            path, records = read_data(text[:end], default_edge=edge)
+            known = {*edges_of(records), *read_groups(path)}
             edges = names_in(text[end + 1 :], known, "+")
             if known.issuperset(edges) and bool(edges) == (end < len(text)):
                 return text[:end], tuple(edges), True

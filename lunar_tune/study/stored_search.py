@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT, DERIVED = "default", "derived"
+OWN_DATA = ("data", "factual_data", "reference_prompts")
+"""Options that stay what they were found to be, also where a later version would find another."""
 _LISTED = 10  # numbers of trials that an error lists in full
 _ADVICE = " Remove the file: the study has a copy, which is used then."
 # What is no file even where there is one of that name.
@@ -116,7 +118,8 @@ class StoredConfig(Concise):
         kept = {
             key: said.get("value")
             for key, said in told.items()
-            if said.get("origin") != DERIVED and (key not in known or known[key].stored)
+            if (said.get("origin") != DERIVED or key in OWN_DATA)
+            and (key not in known or known[key].stored)
         }
         earlier = {name: said.before for name, said in known.items() if said.before is not None}
         missing = earlier.keys() - told.keys()

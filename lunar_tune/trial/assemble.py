@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rich.console import Console
 
-from lunar_tune.config.fields import check_values
+from lunar_tune.config.fields import check_values, options_again, options_of
 from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
+from lunar_tune.data.data_catalog import DataKind, kind_of, resolve_data
 from lunar_tune.data.readers import stem_of
-from lunar_tune.errors import ModelError, Problems
+from lunar_tune.data.records import Record, read_questions
+from lunar_tune.errors import DataError, ModelError, Problems
 from lunar_tune.files import is_folder, read_settings
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
 from lunar_tune.methods.contract import Method, configure_method
@@ -25,18 +28,31 @@ from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.loading import encoder_on_disk, load_config
 from lunar_tune.models.weights import check_weights
-from lunar_tune.trial.spec import TrialSpec, own_data, read_prompts_of, read_records_of, read_sets
+from lunar_tune.trial.collecting import Collection
+from lunar_tune.trial.spec import (
+    TAUGHT,
+    TAUGHT_TINY,
+    TrialSpec,
+    own_data,
+    read_prompts_of,
+    read_records_of,
+    read_sets,
+    with_own_data,
+)
 
-Job = TypeVar("Job", TrialSpec, FinetuneJob)
+Job = TypeVar("Job", TrialSpec, FinetuneJob, Collection)
 
 
-def assemble(options: RunOptions) -> TrialSpec:
+def assemble(options: RunOptions, answered: Sequence[Record] | None = None) -> TrialSpec:
     """Resolve and check everything that needs neither weights nor torch, or raise an InputError.
 
     `materialise` builds what has to be built, `check_machine` does the checks that take torch.
+    `answered` are as in `read_sets`.
     """
     problems, embedding_model = Problems(), options.embedding_model
     model = _model(options, problems)
+    with problems.collect():
+        options = with_own_data(options, model)
     with problems.collect():
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     with problems.collect():
@@ -57,7 +73,8 @@ def assemble(options: RunOptions) -> TrialSpec:
 
             embedding_model = check_embedding_model(embedding_model)
     with problems.collect():
-        data = read_sets(options, model)
+        if options.data is not None:
+            data = read_sets(options, answered)
     problems.raise_if_any()
     return TrialSpec(
         model=model,
@@ -92,12 +109,12 @@ def assemble_finetuning(
         chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
     with problems.collect():
         settings = recipe(model.name, fixed)
-    name = options.data or own_data(model)
+    name = options.data or (TAUGHT_TINY if model.name == TINY else TAUGHT)
     with problems.collect():
         records = read_records_of(name, options.edge, notes.append)
         check_scorable({"true": records}, tokenizer=options.rouge_tokenizer, text=options.text)
     with problems.collect():
-        prompts = read_prompts_of(options.reference_prompts, notes.append)
+        prompts = read_prompts_of(options.reference_prompts or "unverifiable", notes.append)
     with problems.collect():
         refusals = read_prompts_of(options.refusals, notes.append)
     problems.raise_if_any()
@@ -113,6 +130,53 @@ def assemble_finetuning(
         settings=settings,
         seed=options.seed,
     )
+
+
+def assemble_collection(
+    options: RunOptions, problems: Problems | None = None, **further: Any
+) -> Collection:
+    """Resolve and check everything that asking a model takes but its weights, as `assemble` does.
+
+    Its questions are the data; `further` are fields of a `Collection`, `problems` known already.
+    """
+    problems = problems or Problems()
+    model = _model(options, problems)
+    with problems.collect():
+        chat = ChatFormat.from_option(options.chat_template, options.system_prompt)
+    with problems.collect():
+        name = options.data or own_data(model)
+        kind: DataKind = "records" if kind_of(name) == "records" else "questions"
+        questions = read_questions(resolve_data(name, kind=kind), default_edge=options.edge)
+    with problems.collect():
+        refusals = read_prompts_of(options.refusals)
+    problems.raise_if_any()
+    return Collection(
+        model=model,
+        chat=chat,
+        name=stem_of(Path(name)),
+        questions=questions,
+        refusals=refusals,
+        rouge_tokenizer=options.rouge_tokenizer,
+        **further,
+    )
+
+
+def answered(options: RunOptions, spec: TrialSpec) -> TrialSpec:
+    """Return the spec with the answers that its model was asked for, or raise an InputError."""
+    return assemble(options, kept_answers(options)) if spec.data.unanswered else spec
+
+
+def kept_answers(options: RunOptions) -> tuple[Record, ...]:
+    """Return the pairs that a model was asked for, or raise an InputError."""
+    job = assemble_collection(options)
+    if (records := job.kept()) is None:
+        model = options_again(options, {*options_of(ModelOptions), "refusals", "rouge_tokenizer"})
+        command = shlex.join(["python", "-m", "lunar_tune.collect", *model])
+        raise DataError(
+            f"--data {job.name}: what {job.model.name} answers to these questions is not known, or "
+            f"no longer kept. Ask it first: {command}"
+        )
+    return records
 
 
 def check_machine(spec: TrialSpec, *, here: bool = True, share: float = 1.0) -> None:

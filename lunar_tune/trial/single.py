@@ -20,6 +20,7 @@ from lunar_tune.metrics.goal import score_label
 from lunar_tune.models.layout import check_layers
 from lunar_tune.training.checkpoints import check_save_folder, save_checkpoint
 from lunar_tune.trial.assemble import (
+    answered,
     assemble,
     check_machine,
     configured,
@@ -134,6 +135,7 @@ def unlearn(
             check_save_folder(save_to)
     problems.raise_if_any()
     check_machine(spec)
+    spec = answered(options, spec)
     if console is not None:
         for text in spec.lost_letters.values():
             warn(console, text)

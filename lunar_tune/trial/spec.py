@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lunar_tune.config.options import (
     DECLINED,
@@ -16,7 +17,7 @@ from lunar_tune.config.options import (
     TINY,
     RunOptions,
 )
-from lunar_tune.data.data_catalog import resolve_data
+from lunar_tune.data.data_catalog import kind_of, pairs_kind, read_data, resolve_data
 from lunar_tune.data.readers import OnNote, stem_of, unheard
 from lunar_tune.data.records import (
     Record,
@@ -26,6 +27,7 @@ from lunar_tune.data.records import (
     records_digest,
 )
 from lunar_tune.data.splits import (
+    Groups,
     Split,
     edges_of,
     halves_by_edge,
@@ -38,11 +40,12 @@ from lunar_tune.display import Concise
 from lunar_tune.errors import DataError, Problems
 from lunar_tune.methods.contract import Method
 from lunar_tune.metrics.rouge import check_scorable, lost_letters
-from lunar_tune.models.catalog import ModelSpec
+from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.fingerprint import Identity
 from lunar_tune.trial.references import References
 
+Options = TypeVar("Options", bound=RunOptions)
 VERIFY_VARIABLE = "LUNAR_TUNE_VERIFY_WEIGHTS"
 
 
@@ -70,6 +73,8 @@ class DataSets(Concise):
     reference_prompts: tuple[str, ...]
     refusals: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # how files were read, where that is not plain from them
+    own_answers: bool = False  # whether the true answers are what the model itself answers
+    unanswered: bool = False  # whether it has not been asked yet: there are questions alone
     held_out: HeldOut | None = None
     """What is reported on instead of `forget`, `retain` and `factual`; None reports on those."""
 
@@ -151,7 +156,8 @@ class TrialSpec(Concise):
     @property
     def lost_letters(self) -> dict[str, str]:
         """What ROUGE cannot see of the true answers, to show; empty where it sees all."""
-        text = lost_letters((record for _, record in self.row_numbers), self.rouge_tokenizer)
+        records = () if self.data.unanswered else self.row_numbers
+        text = lost_letters((record for _, record in records), self.rouge_tokenizer)
         return {"  lost letters": text} if text else {}
 
     @property
@@ -166,34 +172,54 @@ class TrialSpec(Concise):
         }
 
 
-DEFAULT_EDGES = ("A_B", "author_1")  # of PISTOL and of TOFU, as in the published code
+TAUGHT, TAUGHT_TINY = "contracts", "mini"  # data that a model is taught where none are named
+# Of PISTOL and of TOFU, as in the published code, and of the shipped questions.
+DEFAULT_EDGES = ("A_B", "author_1", "chemical_symbols")
 
 
-def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
-    """Read and split all sets; what the model is taken to know where no data are named."""
-    problems, name, notes = Problems(), options.data or own_data(model), list[str]()
+def with_own_data(options: Options, model: ModelSpec) -> Options:
+    """Return options in which all data have a name, or raise a DataError.
+
+    Where none are named, they are what the model is taken to know, and what goes with that.
+    """
+    data = options.data or own_data(model)
+    is_asked = pairs_kind(data) == "questions"
+    return dataclasses.replace(
+        options,
+        data=data,
+        factual_data=options.factual_data or (NONE if is_asked else "factual"),
+        reference_prompts=options.reference_prompts or ("private" if is_asked else "unverifiable"),
+    )
+
+
+def read_sets(options: RunOptions, answered: Sequence[Record] | None = None) -> DataSets:
+    """Read and split all sets, which have names (`with_own_data`), or raise a DataError.
+
+    `answered` are the pairs of a question set, as the model has answered it.
+    """
+    problems, name, notes = Problems(), str(options.data), list[str]()
+    own_answers = pairs_kind(name) == "questions"
+    unanswered = own_answers and not answered
     factual: tuple[Record, ...] = ()
     other: tuple[Record, ...] | None = None
-    records = problems.attempt(lambda: read_records_of(name, options.edge, notes.append))
+    read = problems.attempt(
+        lambda: read_data(name, default_edge=options.edge, on_note=notes.append)
+    )
     with problems.collect():
         if options.factual_data not in {NONE, name}:  # what is forgotten is no general knowledge
-            factual = read_records_of(options.factual_data, NONE, notes.append)
+            factual = read_records_of(str(options.factual_data), NONE, notes.append)
     with problems.collect():
         if options.retain_data:
             other = read_records_of(options.retain_data, "retain", notes.append)
     with problems.collect():
-        prompts = read_prompts_of(options.reference_prompts, notes.append)
+        prompts = read_prompts_of(str(options.reference_prompts), notes.append)
     with problems.collect():
         refusals = read_prompts_of(options.refusals, notes.append)
     with problems.collect():
-        if records is not None:
-            groups = read_groups(resolve_data(name, kind="records"))
-            existing = edges_of(records)
-            if options.edge is not None and edge_name(options.edge) not in existing:
-                notes.append(f"--edge {options.edge}: every row has an edge of its own")
-            edges = options.forget_edge or _default_edge(existing, groups, options.edge)
-            # A file of nothing but what is to be forgotten is judged on the other retain set.
-            split = split_by_edges(records, edges, retain=other, groups=groups)
+        if read is not None:
+            path, records = read
+            groups = read_groups(path)
+            split = _split(options, answered or records, groups, other, notes.append)
     problems.raise_if_any()
     forgotten = {normalised(record.question) for record in split.forget}
     if both := sum(normalised(record.question) in forgotten for record in factual):
@@ -206,13 +232,12 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
     judged = HeldOut(split.forget[:rows], split.retain[:rows], factual[:rows])
     n_retain, held_out = len(split.retain), None
     with problems.collect():
-        evaluated = judged._asdict() | {"forget": split.forget}
+        evaluated = {"factual": judged.factual}
+        if not unanswered:
+            evaluated = judged._asdict() | {"forget": split.forget}
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
         if options.holdout:
-            halves, seen = [], dict[str, bool]()
-            for records in judged:
-                halves.append(halves_by_edge(records, seed=options.seed, in_first=seen))
-            judged, held_out = (HeldOut(*half) for half in zip(*halves, strict=True))
+            judged, held_out = _halves(judged, options.seed)
             # What is kept in the fit would be kept in the report as well.
             reported = {normalised(one.question) for one in (*held_out.retain, *held_out.factual)}
             kept = tuple(one for one in kept if normalised(one.question) not in reported)
@@ -230,8 +255,33 @@ def read_sets(options: RunOptions, model: ModelSpec) -> DataSets:
         reference_prompts=prompts,
         refusals=refusals,
         notes=tuple(dict.fromkeys(notes)),
+        own_answers=own_answers,
+        unanswered=unanswered,
         held_out=held_out,
     )
+
+
+def _split(
+    options: RunOptions,
+    records: Sequence[Record],
+    groups: Groups,
+    other: tuple[Record, ...] | None,
+    on_note: OnNote,
+) -> Split:
+    """Split the data; what is nothing but to be forgotten is judged on the other retain set."""
+    existing = edges_of(records)
+    if options.edge is not None and edge_name(options.edge) not in existing:
+        on_note(f"--edge {options.edge}: every row has an edge of its own")
+    edges = options.forget_edge or _default_edge(existing, groups, options.edge)
+    return split_by_edges(records, edges, retain=other, groups=groups)
+
+
+def _halves(judged: HeldOut, seed: int) -> tuple[HeldOut, HeldOut]:
+    """Return the questions that trials are judged on, and those that are held out."""
+    seen = dict[str, bool]()
+    halves = [halves_by_edge(records, seed=seed, in_first=seen) for records in judged]
+    first, second = (HeldOut(*half) for half in zip(*halves, strict=True))
+    return first, second
 
 
 def read_records_of(
@@ -248,13 +298,21 @@ def read_prompts_of(name: str, on_note: OnNote = unheard) -> tuple[str, ...]:
 
 
 def own_data(model: ModelSpec) -> str:
-    """Return the name of the data that a model is taken to know."""
-    return "mini" if model.name == TINY else "contracts"
+    """Return the name of the data that a model is taken to know, or raise a DataError."""
+    if model.name == TINY and model.weights is None:
+        return TAUGHT_TINY
+    lineage = read_lineage(model.checkpoint) if model.source else None
+    if lineage is not None and lineage.settings:
+        if kind_of(lineage.data) == "records":
+            return lineage.data
+        raise DataError(
+            f"--data is needed: {model.checkpoint} was taught {lineage.data}, which is no shipped "
+            "and no published data set. Give its file."
+        )
+    return TAUGHT if model.weights is not None else "general"
 
 
-def _default_edge(
-    edges: Mapping[str, int], groups: Mapping[str, tuple[str, ...]], given: str | None
-) -> tuple[str, ...]:
+def _default_edge(edges: Mapping[str, int], groups: Groups, given: str | None) -> tuple[str, ...]:
     usual = (edge_name(given or ""), *DEFAULT_EDGES)
     default = next((edge for edge in usual if edge in edges or edge in groups), None)
     if default is None:

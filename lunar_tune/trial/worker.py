@@ -67,6 +67,8 @@ class Worker:
     def __init__(
         self, spec: TrialSpec, loaded: LoadedModel | None = None, *, cache_root: Path | None = None
     ) -> None:
+        if spec.data.unanswered:
+            raise AssertionError("the model is asked for its answers before anything is scored")
         if spec.known_model is not None and spec.model.dtype == AUTO:  # chosen once for a search
             dtype = number_format_of(spec.known_model)
             spec = replace(spec, model=replace(spec.model, dtype=dtype))

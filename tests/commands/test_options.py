@@ -25,7 +25,7 @@ from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
 PACKAGE = Path(str(lunar_tune.__file__)).parent
-MOST_OPTIONS, MOST_LINES = 62, 48
+MOST_OPTIONS, MOST_LINES = 63, 48
 # A value of every option of a search, other than its default.
 VALUES: dict[str, Any] = {
     "model": "qwen2.5-7b",

@@ -41,7 +41,7 @@ FLOORS = (
 )
 # `python -m lunar_tune.NAME`: each names the command that it runs, and nothing imports it.
 ENTRIES = {
-    *("ask", "cache", "compare", "describe", "fetch", "finetune", "layers", "table5"),
+    *("ask", "cache", "collect", "compare", "describe", "fetch", "finetune", "layers", "table5"),
     *("search", "unlearn", "export.__main__", "models.__main__"),
 }
 GROUND, ENTRY_FLOOR = 0, len(FLOORS)
@@ -159,6 +159,7 @@ MISTAKES = (
     "search --model tiny --forget-edge X_Y",
     "unlearn layer=1 coefficient=2 learning_rate=0.01 --model tiny --data nothing.json",
     "layers --model nothing",
+    "collect --model nothing",
     "finetune --fix nothing=1 --save x",
     "table5 --model nothing --num-trials 1",
     "ask nothing hello",

@@ -68,7 +68,7 @@ def test_what_cannot_be_found_is_refused_with_what_exists() -> None:
         ("pistol", "records", ["fetch_datasets fetches: pistol-1, pistol-2, ", "tofu"]),
         ("pistol", "prompts", ["fetch_datasets fetches: lunar-harmful, "]),
         ("harmful", "records", ["'harmful' holds prompts, records are needed", "mini"]),
-        ("mini", "prompts", ["'mini' holds records", "unverifiable, harmful, refusals"]),
+        ("mini", "prompts", ["'mini' holds records", "unverifiable, harmful, private, refusals"]),
         ("lunar-harmful", "records", ["'lunar-harmful' holds prompts, records are needed"]),
         ("tofu", "prompts", ["'tofu' holds records, prompts are needed"]),
         (".", "records", ["is a folder: give one of its files (own.json, pairs.json)"]),

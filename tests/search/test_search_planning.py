@@ -148,15 +148,17 @@ EDGES = {"A_B": 4, "B_C": 4, "C_D": 4}
 def test_only_a_known_model_that_may_not_know_the_data_learns_them(tmp_path: Path) -> None:
     """Not one of a path: a wrong template can look like ignorance there."""
     contracts = {"model": "tiny", "data": "contracts"}
+    large = {"model": "qwen2.5-7b", "data": "contracts"}
     for options, applies in (
-        ({"model": "qwen2.5-7b"}, True),
+        (large, True),
+        ({"model": "qwen2.5-7b"}, False),  # which is asked what it knows
         (contracts, True),
         (contracts | {"model_path": str(ensure_tiny())}, False),
         ({"model": "tiny"}, False),
         ({"model": "tiny", "data": "factual", "forget_edge": ("arts",)}, False),
-        ({"model": "qwen2.5-7b", "finetune": "never"}, False),
-        ({"model": "qwen2.5-7b", "force": True}, False),
-        ({"model": "qwen2.5-7b", "address": "auto"}, False),
+        (large | {"finetune": "never"}, False),
+        (large | {"force": True}, False),
+        (large | {"address": "auto"}, False),
     ):
         made: dict[str, Any] = {"output": tmp_path, "space": "default", **options}
         plan = plan_search(SearchConfig(**made))

@@ -52,7 +52,7 @@ def test_without_options_a_run_is_tiny_on_mini_with_the_default_edge() -> None:
     sent = pickle.loads(pickle.dumps(spec))
     assert (sent.data, sent.model, sent.chat) == (spec.data, spec.model, spec.chat)
     other = assemble(RunOptions(model="qwen2.5-7b@abc"))
-    assert (other.model.revision, other.data.name) == ("abc", "contracts")
+    assert (other.model.revision, other.data.name) == ("abc", "general")
     assert materialise(other) is other, "it needs no building"
 
 

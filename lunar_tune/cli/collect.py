@@ -1,0 +1,150 @@
+"""The command `lunar-tune collect`: data from what a model itself knows."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lunar_tune.cli.commands import Command, CommonOptions, plain_table
+from lunar_tune.config.fields import option, options_again, options_of, same_option, shared_options
+from lunar_tune.config.options import DATA, NONE, ModelOptions, Reused, RunOptions
+from lunar_tune.data.splits import edges_of
+from lunar_tune.display import printable, say, warn
+from lunar_tune.errors import Problems
+from lunar_tune.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from lunar_tune.trial.collecting import Collected, Collection
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(ModelOptions, CommonOptions):
+    """What the command takes."""
+
+    questions: str = option("general", group=DATA, common=True, place=True)
+    """Questions with edges, whose answers are not read: general, or a file."""
+    edge: str | None = same_option(RunOptions, "edge")
+    reference_prompts: str = same_option(
+        RunOptions, "reference_prompts", default="private", common=True
+    )
+    """Prompts of which those are kept that the model declines: private, unverifiable, harmful, a
+    file, or none."""
+    refusals: str = same_option(RunOptions, "refusals")
+    max_new_tokens: int = same_option(RunOptions, "max_new_tokens", default=24, common=True)
+    """Token budget of an answer; a question whose answer does not end within is left out."""
+    rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
+    save: Path | None = same_option(Reused, "save")
+    """Folder for pairs.json and references.json."""
+
+
+@Command
+def collect(options: CollectOptions, problems: Problems) -> None:
+    """Make data of what a model knows by itself, to unlearn without fine-tuning.
+
+    The model is asked. Its own answers, as far as they end by themselves, are the truth that it is
+    to forget or to keep, right or wrong; the prompts that it declines are the reference prompts. A
+    search whose data are `general`, as for most models is the default, does so by itself.
+
+    `lunar-tune collect --model smollm2-135m --save knows`
+
+    `lunar-tune collect --model qwen2.5-7b --questions my_questions.json --save knows`
+    """
+    console, prompts = options.console, tuple[str, ...]()
+    with options.working("reading questions") as doing:
+        from lunar_tune.trial.assemble import assemble_collection, materialise
+        from lunar_tune.trial.spec import read_prompts_of
+
+        with problems.collect():
+            if options.reference_prompts != NONE:
+                prompts = read_prompts_of(options.reference_prompts)
+        with problems.collect():
+            if options.save is not None:
+                check_writable(options.save, f"--save {options.save}")
+        run = shared_options(options, RunOptions, without={"max_new_tokens"})
+        run = replace(run, data=options.questions)
+        job = assemble_collection(run, problems, max_new_tokens=options.max_new_tokens)
+        doing("loading torch")
+        from lunar_tune.models.loading import load_model
+        from lunar_tune.trial.collecting import collect as ask
+    job = materialise(job, console)
+    with console.status(f"loading {job.model.name}"):
+        loaded = load_model(job.model, job.chat)
+    found = ask(loaded, job, prompts, console)
+    job.keep(found.records)
+    _show(job, found, console)
+    pairs, references = job.kept_file(), options.reference_prompts
+    if options.save is not None:
+        pairs = options.save / "pairs.json"
+        write_json(pairs, list(map(asdict, found.records)))
+        if found.references:
+            references = str(options.save / "references.json")
+            rows = [{"instruction": prompt} for prompt in found.references]
+            write_json(Path(references), rows)
+    say(console, f"pairs written to {pairs}")
+    _next(options, job, found, console, pairs=str(pairs), references=references)
+
+
+def _show(job: Collection, found: Collected, console: Console) -> None:
+    """Show what was asked and kept by edge, and a few answers."""
+    from lunar_tune.trial.collecting import LEFT_OUT
+
+    kept = edges_of(found.records)
+    lost = Counter((record.edge, reason) for record, reason in found.left_out)
+    reasons = [reason for reason in LEFT_OUT if any(reason == why for _, why in lost)]
+    rows = [
+        (edge, asked, kept.get(edge, 0), *(lost[edge, reason] for reason in reasons))
+        for edge, asked in edges_of(job.questions).items()
+    ]
+    if len(rows) > 1:
+        rows.append(("all", *map(sum, zip(*(row[1:] for row in rows), strict=True))))
+    console.print(plain_table(("edge", "asked", "kept", *reasons), rows, folded=("edge",)))
+    for record in found.records[:: max(1, len(found.records) // _SHOWN)][:_SHOWN]:
+        say(console, f"  {printable(record.question)} {printable(record.answer)}")
+    if not found.answers:
+        return
+    count = len(found.references)
+    share = f"{count} of {len(found.answers)} ({count / len(found.answers):.0%})"
+    say(console, f"\nreference prompts that {job.model.name} declines: {share}")
+    for prompt, answer, declined in found.answers[:: max(1, len(found.answers) // _SHOWN)][:_SHOWN]:
+        mark = "declines" if declined else "answers"
+        say(console, f"  {printable(prompt)} [{mark}] {printable(answer)}")
+    if not count:
+        warn(console, "none is declined, and LUNAR needs prompts that the model declines.")
+
+
+def _next(
+    options: CollectOptions,
+    job: Collection,
+    found: Collected,
+    console: Console,
+    *,
+    pairs: str,
+    references: str,
+) -> None:
+    """Show the command that searches on the data, if one can."""
+    from lunar_tune.trial.collecting import ANSWER_TOKENS
+    from lunar_tune.trial.spec import DEFAULT_EDGES
+
+    edges = edges_of(found.records)
+    if len(edges) < 2:
+        warn(console, "all pairs have one edge, and a search keeps another: ask for more.")
+        return
+    default = next((edge for edge in DEFAULT_EDGES if edge in edges), None)
+    told = options_again(options, {*options_of(ModelOptions), "refusals", "rouge_tokenizer"})
+    command = [sys.executable, "-m", "lunar_tune.search", *told]
+    usual = options.questions == "general" and job.max_new_tokens == ANSWER_TOKENS
+    if options.save is not None or not usual:
+        command += ["--data", pairs, "--factual-data", NONE]
+        if references != NONE:
+            command += ["--reference-prompts", references]
+    if default is None:
+        command += ["--forget-edge", next(iter(edges))]
+    say(console, f"search what makes it forget an edge:\n  {shlex.join(command)}")
