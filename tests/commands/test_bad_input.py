@@ -187,7 +187,12 @@ def test_a_name_that_is_taken_is_refused_even_by_a_dry_run() -> None:
 def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
     options = ("--model", "qwen2.5-7b", "--num-trials", "7", "--seed", "1")
     shown = succeeded(SEARCH, "--dry-run", *options)
-    for part in ("qwen2.5-7b", "contracts: forget A_B", "7, sampler gp", "lunar (adamw)"):
+    for part in (
+        "qwen2.5-7b",
+        "general: forget chemical_symbols (up to 30",
+        "7, sampler gp",
+        "lunar (adamw)",
+    ):
         assert part in shown
     assert list(Path.cwd().iterdir()) == []
 
