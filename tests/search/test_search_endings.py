@@ -116,7 +116,7 @@ def test_nothing_private_is_written_or_shown(small: list[str], tmp_path: Path) -
         found += [str(path) for path in files if text in str(path.relative_to(output))]
         return found + ["the screen"] * (text in done.output)
 
-    assert "forget answers end by themselves" in done.stdout, "answers were looked at"
+    assert "forget answers decline" in done.stdout, "answers were looked at"
     assert holding("retain_rouge1"), "the search for a text finds one that is there"
     for text in (SENTINEL, "What is item", "Kettle"):
         assert holding(text) == []
