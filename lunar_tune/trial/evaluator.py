@@ -90,7 +90,7 @@ class Judge:
         source = activations.source
         self.loaded, self._memory = source.loaded, source.memory
         self._metrics = {name: METRICS[name] for name in spec.metrics}
-        self._read, self._judged = (
+        self._whole_sets, self._verdict_sets = (
             {name for one in self._metrics.values() if need in one.needs for name in one.sets}
             for need in (WHOLE_ANSWERS, VERDICTS)
         )
@@ -154,19 +154,15 @@ class Judge:
         evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
-            longer=dict.fromkeys(self._judged & {*self.spec.data.asked(full=full)}, read),
+            longer=dict.fromkeys(self._verdict_sets & {*self.spec.data.asked(full=full)}, read),
             floor=self.spec.retain_floor if bounded else None,
         )
-        if self._judged:
+        if self._verdict_sets:
             budget = read
         if not evaluation.complete:
             return evaluation, budget
         further: dict[str, float] = {}
         metrics = self._metrics | ({REPORTED: METRICS[REPORTED]} if reported else {})
-        for metric in metrics.values():
-            if metric.compute is not None:
-                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
-                further[metric.name] = float(metric.compute(rows))
         likelihoods = [metric for metric in metrics.values() if LIKELIHOODS in metric.needs]
         for name in dict.fromkeys(one for metric in likelihoods for one in metric.sets):
             records = self.spec.data.asked(full=full)[name]
@@ -176,39 +172,62 @@ class Judge:
             further |= {f"{name}_{one}": mean for one, mean in means.items() if one in asked}
         return replace(evaluation, scores={**evaluation.scores, **further}), budget
 
-    def by_base_model(self, evaluation: Evaluation, *, reported: bool) -> Evaluation:
-        """Return the evaluation with what the base model makes of its answers.
+    def read_on(self) -> Evaluation | None:
+        """Ask the base model for verdicts alone; None where a trial's answers are long enough."""
+        if self.spec.max_new_tokens is not None or self.max_new_tokens >= READ_TOKENS:
+            return None
+        asked = self._evaluator(whole=True)
+        return asked.evaluate(edited_layer=None, max_new_tokens=READ_TOKENS)
+
+    def by_base_model(
+        self, evaluation: Evaluation, *, reported: bool, read: Evaluation | None = None
+    ) -> Evaluation:
+        """Return the evaluation with what the base model makes of its answers, or of those `read`.
 
         It must be the base model again: one that was edited would judge itself.
         """
-        names = {
-            row.set_name for row in evaluation.rows if reported or row.set_name in self._judged
-        }
-        evaluation = self._with_verdicts(evaluation, names)
-        if not evaluation.complete or EMBEDDINGS not in need_of(self._metrics):
+        names = {row.set_name for row in evaluation.rows}
+        names &= names if reported else self._verdict_sets
+        evaluation = self._with_verdicts(evaluation, names, read or evaluation)
+        if not evaluation.complete:
             return evaluation
-        answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
-        quality = self._refusals.quality(answers)
-        return replace(evaluation, scores={**evaluation.scores, "refusal_quality": quality})
+        scores = dict(evaluation.scores)
+        for metric in self._metrics.values():
+            if metric.compute is not None:
+                rows = [row for row in evaluation.rows if row.set_name in metric.sets]
+                scores[metric.name] = float(metric.compute(rows))
+        if EMBEDDINGS in need_of(self._metrics):
+            answers = [row.answer for row in evaluation.rows if row.set_name == "forget"]
+            scores["refusal_quality"] = self._refusals.quality(answers)
+        return replace(evaluation, scores=scores)
 
-    def _with_verdicts(self, evaluation: Evaluation, names: Collection[str]) -> Evaluation:
-        """Return the evaluation with verdicts on the answers of some sets that were asked whole."""
+    def _with_verdicts(
+        self, evaluation: Evaluation, names: Collection[str], read: Evaluation
+    ) -> Evaluation:
+        """Return the evaluation with verdicts on the answers of some sets, as they were `read`."""
         if not evaluation.complete:
             names = {"forget"}.intersection(names)
-        rows = [row for row in evaluation.rows if row.set_name in names]
+        rows = [row for row in read.rows if row.set_name in names]
         if not rows:
             return evaluation
         prompts = self._encoder.prompts([row.question for row in rows])
         pairs = [
-            Pair(prompt, (*evaluation.tokens[place], *[self._encoder.end] * bool(row.ended)))
+            Pair(prompt, (*read.tokens[place], *[self._encoder.end] * bool(row.ended)))
             for row, prompt, place in zip(
                 rows, prompts, self.activations.rows_of(prompts), strict=True
             )
         ]
         refusals = self.spec.data.refusals
         found = zip(rows, self._scorer.score(pairs), strict=True)
-        judged = iter([judged_row(row, one.typicality, refusals) for row, one in found])
-        all_rows = [next(judged) if row.set_name in names else row for row in evaluation.rows]
+        judged = [judged_row(row, one.typicality, refusals) for row, one in found]
+        verdicts = iter(
+            {name: getattr(one, name) for name in ("typicality", "refused", "degenerate")}
+            for one in judged
+        )
+        all_rows = [
+            replace(row, **next(verdicts)) if row.set_name in names else row
+            for row in evaluation.rows
+        ]
         scores = {**evaluation.scores, **verdict_means(all_rows)}
         return replace(evaluation, rows=tuple(all_rows), scores=scores)
 
@@ -245,7 +264,7 @@ class Judge:
                 self.loaded.tokenizer,
                 questions,
                 rouge_tokenizer=spec.rouge_tokenizer,
-                early_exit=early if rows is not None else early - self._read,
+                early_exit=early if rows is not None else early - self._whole_sets,
                 # Where nobody named a length; one that is named is kept to, the published one too.
                 settle=full and spec.max_new_tokens is None,
                 seed=spec.seed,

@@ -236,10 +236,14 @@ class Worker:
         )
 
     def baseline(self, *, full: bool = False, reported: bool = False) -> TrialResult:
-        """Evaluate the base model, as `run` does, and keep its answers as drafts for trials."""
+        """Evaluate the base model, as `run` does, and keep its answers as drafts for trials.
+
+        Whether those of a `reported` one decline is read in answers that are long enough for that.
+        """
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False, reported=reported)
-        evaluation = self.judge.by_base_model(evaluation, reported=reported)
+        read = self.judge.read_on() if reported and not full else None
+        evaluation = self.judge.by_base_model(evaluation, reported=reported, read=read)
         seconds = self._clock() - start
         if self.judge.plain_decoding is None and not self.drafts:
             prompts, lengths = self.activations.tree.sequences, self.activations.prompt_lengths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from lunar_tune.config.options import LEAST_BUDGET
 from lunar_tune.errors import ModelError
 from lunar_tune.methods.contract import Edit
 from lunar_tune.metrics.embedding import Refusals, load_sentence_embedder
-from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
+from lunar_tune.metrics.goal import ANSWERS, METRICS, VERDICTS, Metric
 from lunar_tune.metrics.likelihood import likelihood_means
+from lunar_tune.metrics.means import mean
 from lunar_tune.models.loading import LoadedModel
 from lunar_tune.training.answer_loss import Pair
 from lunar_tune.trial.spec import TrialSpec
@@ -144,6 +147,42 @@ def test_the_base_model_judges_what_was_said_on_to_128_tokens_where_verdicts_are
     reported = worker.baseline(reported=True).evaluation
     assert None not in [row.refused for row in reported.rows]
     assert {"retain_refused", "retain_degenerate"} <= set(reported.scores)
+
+
+def test_what_the_base_model_declines_is_read_in_longer_answers_than_its_scores_and_drafts_have(
+    spec: Specs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's metric reads the verdicts, too."""
+    made = Worker(spec(max_new_tokens=None))
+    short = made.baseline().evaluation
+    said = {row.answer for row in short.rows}  # a random model ends no answer
+
+    def judged(row: AnswerRow, typicality: float, _: object) -> AnswerRow:
+        refused = row.answer not in said
+        return replace(row, typicality=typicality, refused=refused, degenerate=False)
+
+    metric = Metric(
+        name="retain_told",
+        sets=("retain",),
+        low=0.0,
+        high=1.0,
+        lower_is_better=True,
+        needs=frozenset({ANSWERS, VERDICTS}),
+        compute=lambda rows: mean([float(row.refused or False) for row in rows]),
+    )
+    monkeypatch.setitem(METRICS._own, metric.name, metric)
+    monkeypatch.setattr("lunar_tune.trial.evaluator.judged_row", judged)
+    reported = made.baseline(reported=True).evaluation
+    assert reported.tokens == short.tokens
+    assert [row.answer for row in reported.rows] == [row.answer for row in short.rows]
+    assert {name: reported.scores[name] for name in short.scores} == short.scores
+    assert all(row.refused for row in reported.rows)
+    assert reported.scores["forget_refused"] == 1.0
+    of_user = spec(metrics=(metric.name,), max_new_tokens=LEAST_BUDGET)
+    given = Worker(of_user).baseline(reported=True).evaluation
+    assert given.scores["forget_refused"] == given.scores[metric.name] == 0.0
+    read = Worker(replace(of_user, max_new_tokens=None)).baseline().evaluation
+    assert read.scores[metric.name] == 1.0
 
 
 def test_a_sentence_model_judges_the_answers_instead_and_is_loaded_first(
