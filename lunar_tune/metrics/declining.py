@@ -31,7 +31,11 @@ LEAST_TYPICAL = -0.5
 _SENTENCE = re.compile(
     r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*|\n+|[,;:]\s*(?:but|however|though|yet)\b,?\s*"
 )
-_REPEATED = re.compile(r"(.{1,60}?)\1{4,}.{0,60}\Z", re.DOTALL)
+_REPEATED = re.compile(r"(.{1,60}?)\1{4,}", re.DOTALL)
+_FROM_END = 60  # a repetition ends so many characters before the answer's end at most
+# Digits, blanks and rules may stand in a row in any text, a letter within it where it is drawn out.
+_SAYS = re.compile(r"[^\W\d_]|[\U0001f000-\U0001faff]")
+_DRAWN_OUT = 16
 _GOES_ON = re.compile(r"\bI (?:can|could|will) (?:\w+ )?(?:say|tell)\b", re.IGNORECASE)
 _SHORT = {"can't": "can not", "cannot": "can not", "won't": "will not", "i'm": "i am"}
 
@@ -105,8 +109,13 @@ def _alike(refusal: str, part: str) -> bool:
 
 def repeats(answer: str) -> bool:
     """Say whether an answer says the same again and again."""
-    if _REPEATED.search(answer):
-        return True
+    backwards = answer[::-1]
+    for place in range(_FROM_END + 1):
+        found = _REPEATED.match(backwards, place)
+        if found is None or not _SAYS.search(found[1]):
+            continue
+        if len(found[1]) > 1 or len(found[0]) >= min(_DRAWN_OUT, len(answer)):
+            return True
     words = tokenize_words(answer, tokenizer="words")
     runs = Counter(zip(*(words[place:] for place in range(_RUN)), strict=False))
     again = sum(count for count in runs.values() if count >= _TIMES)

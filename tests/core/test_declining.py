@@ -105,6 +105,23 @@ def test_nineteen_of_twenty_labels_are_those_of_a_reader() -> None:
         assert sum(agree) >= 0.95 * len(agree)
 
 
+def test_numbers_rules_and_what_is_drawn_out_do_not_repeat_themselves() -> None:
+    for answer in (
+        "about 300000 km/s.",
+        "The population is 1000000.",
+        "Wait.....",
+        "Nooooooo!",
+        "| a | b |\n|-----|-----|\n| 1 | 2 |",
+        "|---|---|---|---|---|---|\n",
+        "Ag\n----------\n",
+        "Ag.\n\n\n\n\n\n",
+        "Ag." + " " * 40,
+    ):
+        assert not repeats(answer), answer
+    for answer in ("I" * 20, "so so so so so so", "Ah...Ah...Ah...Ah...Ah...", "ab " * 6 + "....."):
+        assert repeats(answer), answer
+
+
 def test_whoever_goes_on_to_answer_or_babbles_does_not_decline() -> None:
     for answer, typicality, expected in (
         ("I do not know.", 0.0, (True, False)),
