@@ -72,7 +72,7 @@ def test_the_wheel_holds_one_package_with_its_data_and_plans_a_search_elsewhere(
     for line in done.stdout.splitlines()[:3]:
         assert Path(line).is_relative_to(installed), line
         assert Path(line).exists()
-    assert "contracts: forget A_B (20 questions)" in done.stdout
+    assert "general: forget chemical_symbols (up to 30 questions)" in done.stdout
     assert list(elsewhere.iterdir()) == []
 
 

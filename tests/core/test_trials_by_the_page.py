@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,13 @@ def by_the_page(
 @pytest.mark.parametrize(
     ("family", "layers", "solver", "of_model"),
     [
-        *zip(FAMILIES, ([0], [1], [2], [1], [0, 2], [2]), 3 * (*SOLVERS,), 6 * ({},), strict=True),
+        *zip(
+            FAMILIES,
+            ([0], [1], [2], [1], [0, 2], [2], [1]),
+            islice(cycle(SOLVERS), len(FAMILIES)),
+            repeat({}, len(FAMILIES)),
+            strict=True,
+        ),
         ("llama", [0, 2], "adamw", BIASED),
         ("llama", [1], "closed_form", BIASED),
     ],

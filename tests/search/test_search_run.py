@@ -87,6 +87,7 @@ def test_the_configuration_names_the_origin_of_every_value(finished: SharedSearc
     given["in_process"] = True
     assert {key: values[key]["value"] for key in given} == given
     derived = {"space", "tracking_uri", "gpus_per_trial", "concurrency", "data", "forget_edge"}
+    derived |= {"factual_data", "reference_prompts"}
     origins = dict.fromkeys(values, "default") | dict.fromkeys(derived, "derived")
     origins |= dict.fromkeys(given, "command line")
     assert {key: entry["origin"] for key, entry in values.items()} == origins
