@@ -194,13 +194,18 @@ def sample_by_edge(records: Sequence[Record], count: int, *, seed: int) -> tuple
 
 
 def halves_by_edge(
-    records: Sequence[Record], *, seed: int, in_first: dict[str, bool] | None = None
+    records: Sequence[Record],
+    *,
+    seed: int,
+    in_first: dict[str, bool] | None = None,
+    lone: list[str] | None = None,
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """Return two random halves of every edge, in the original order, or raise a DataError.
 
     What is divided are different questions: one that stands several times, in whatever edges, is in
     one half. Of an edge with an odd number of them the first half has one more. `in_first` says of
-    other sets' questions whether they are in the first half; this set's are added.
+    other sets' questions whether they are in the first half; this set's are added. Where `lone` is
+    given, edges of one question are added to it and are in the first half.
     """
     generator = seeded("halves_by_edge", seed)
     asked = [normalised(record.question) for record in records]
@@ -208,7 +213,11 @@ def halves_by_edge(
     for edge in edges_of(records):
         here = dict.fromkeys(q for q, one in zip(asked, records, strict=True) if one.edge == edge)
         if len(here) < 2:
-            raise DataError(f"edge {edge!r} has one question: half of it cannot be held out")
+            if lone is None:
+                raise DataError(f"edge {edge!r} has one question: half of it cannot be held out")
+            lone.append(edge)
+            in_first |= {question: in_first.get(question, True) for question in here}
+            continue
         new = [question for question in here if question not in in_first]
         count = (len(here) + 1) // 2 - sum(in_first.get(question, False) for question in here)
         chosen = set(generator.sample(new, min(max(count, 0), len(new))))

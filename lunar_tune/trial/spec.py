@@ -237,7 +237,7 @@ def read_sets(options: RunOptions, answered: Sequence[Record] | None = None) -> 
             evaluated = judged._asdict() | {"forget": split.forget}
         check_scorable(evaluated, tokenizer=options.rouge_tokenizer, text=options.text)
         if options.holdout:
-            judged, held_out = _halves(judged, options.seed)
+            judged, held_out = _halves(judged, options.seed, notes if own_answers else None)
             # What is kept in the fit would be kept in the report as well.
             reported = {normalised(one.question) for one in (*held_out.retain, *held_out.factual)}
             kept = tuple(one for one in kept if normalised(one.question) not in reported)
@@ -276,11 +276,22 @@ def _split(
     return split_by_edges(records, edges, retain=other, groups=groups)
 
 
-def _halves(judged: HeldOut, seed: int) -> tuple[HeldOut, HeldOut]:
-    """Return the questions that trials are judged on, and those that are held out."""
-    seen = dict[str, bool]()
-    halves = [halves_by_edge(records, seed=seed, in_first=seen) for records in judged]
+def _halves(judged: HeldOut, seed: int, notes: list[str] | None) -> tuple[HeldOut, HeldOut]:
+    """Return the questions that trials are judged on, and those that are held out.
+
+    With `notes`, of a model's own answers, an edge of one question is judged on alone, and noted.
+    """
+    seen, lone = dict[str, bool](), None if notes is None else list[str]()
+    halves = [halves_by_edge(records, seed=seed, in_first=seen, lone=lone) for records in judged]
     first, second = (HeldOut(*half) for half in zip(*halves, strict=True))
+    if notes is not None and lone:
+        notes.append(f"one answer each, which is not held out: {', '.join(lone)}")
+        if not (second.forget and second.retain):
+            empty = "retain" if second.forget else "forget"
+            raise DataError(
+                f"--holdout: no edge of the {empty} set has two answers of which one could be held "
+                "out. Leave --holdout out, or ask more questions with lunar-tune collect."
+            )
     return first, second
 
 

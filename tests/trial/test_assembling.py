@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from trial_specs import write_records
 
 from lunar_tune.config.options import RunOptions, SearchConfig
+from lunar_tune.data.records import Record
 from lunar_tune.data.splits import groups_file
 from lunar_tune.driver.plan import plan_search
 from lunar_tune.errors import InputError
@@ -166,6 +168,18 @@ def test_halves_share_no_question_and_hold_every_edge(data: str, tmp_path: Path)
     assert sets_of(data, holdout=True) == half
     lone = write_records(tmp_path / "lone.json", {"A_B": 1, "B_C": 4})
     assert "edge 'A_B' has one question" in message_of(data=lone, holdout=True)
+
+
+def test_an_edge_with_one_of_the_models_own_answers_is_judged_whole_and_noted() -> None:
+    answers = [Record(f"question {n}", "an answer", edge) for n, edge in enumerate("aabbc")]
+    options = RunOptions(model="smollm2-135m", forget_edge=("a",), holdout=True)
+    sets = assemble(options, answers).data
+    assert sets.held_out is not None
+    assert [one.edge for one in (*sets.retain, *sets.held_out.retain)] == ["b", "c", "b"]
+    assert "one answer each, which is not held out: c" in sets.notes
+    options = dataclasses.replace(options, forget_edge=("c",))
+    with pytest.raises(InputError, match="no edge of the forget set has two answers"):
+        assemble(options, answers)
 
 
 def test_everything_that_is_wrong_is_said_in_one_message(tmp_path: Path) -> None:
