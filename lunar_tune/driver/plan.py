@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +33,7 @@ from lunar_tune.driver.starting_points import (
     found_points,
     usual_point,
 )
-from lunar_tune.errors import InputError, ModelError, Problems
+from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
@@ -181,10 +180,7 @@ def plan_search(
     problems.raise_if_any()
     if spec.data.unanswered:
         on_step("looking for what the model has answered")
-        records = None
-        with suppress(ModelError):  # one that cannot be reached, which is said when it is asked
-            records = assemble_collection(config).kept()
-        if records is not None:
+        if (records := assemble_collection(config).kept()) is not None:
             plan = _plan(config, goal, prior, records)
             spec = plan.spec
         elif not here:

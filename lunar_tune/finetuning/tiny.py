@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,6 +97,11 @@ class TinyText:
 def tiny_folder() -> Path:
     """Return where the `tiny` checkpoint is, or will be."""
     return _folder(TinyRecipe(), TinyText.shipped())
+
+
+def on_disk(model: ModelSpec) -> ModelSpec:
+    """Return the model with its folder as the source where it is `tiny`, built or not."""
+    return replace(model, source=str(tiny_folder())) if model.source == TINY else model
 
 
 def _folder(recipe: TinyRecipe, text: TinyText) -> Path:

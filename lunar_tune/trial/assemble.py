@@ -211,11 +211,9 @@ def first_prompts(
     """
     if not questions or model.trust_remote_code:
         return {}
-    if model.source == TINY:
-        from lunar_tune.finetuning.tiny import tiny_folder
+    from lunar_tune.finetuning.tiny import on_disk
 
-        model = dataclasses.replace(model, source=str(tiny_folder()))
-    encoder = encoder_on_disk(model, chat)
+    encoder = encoder_on_disk(on_disk(model), chat)
     return {} if encoder is None else encoder.shown(questions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from rich.console import Console
 from lunar_tune.data.records import Record, read_records
 from lunar_tune.data.texts import normalised
 from lunar_tune.display import tracked
-from lunar_tune.errors import UnknowingModelError
+from lunar_tune.errors import ModelError, UnknowingModelError
 from lunar_tune.files import cache_dir, replacing, safe_name
 from lunar_tune.metrics.declining import declines
 from lunar_tune.metrics.rouge import MOST_LOST, lost_share
@@ -49,17 +50,21 @@ class Collection:
 
     def kept_file(self) -> Path:
         """Return where the pairs are kept, whether or not they are, or raise an InputError."""
+        from lunar_tune.finetuning.tiny import on_disk
+
         questions = [(record.question, record.edge) for record in self.questions]
         asked = [self.chat.template, self.chat.system_prompt, self.chat.second_bos, questions]
         used = [self.refusals, self.rouge_tokenizer, self.max_new_tokens]
-        key = digest_of([told_apart(self.model), asked, used])[:16]
+        key = digest_of([told_apart(on_disk(self.model)), asked, used])[:16]
         name = safe_name(f"{self.name}-{self.model.name}")[:100]
         return cache_dir() / "collected" / f"{name}-{key}.json"
 
     def kept(self) -> tuple[Record, ...] | None:
         """Return the pairs that are kept, None where there are none, or raise an InputError."""
-        file = self.kept_file()
-        return read_records(file) if file.is_file() else None
+        with suppress(ModelError):  # a model that cannot be reached, which is said when it is asked
+            if (file := self.kept_file()).is_file():
+                return read_records(file)
+        return None
 
     def keep(self, records: Sequence[Record]) -> None:
         """Keep the pairs for later runs, for this user alone."""

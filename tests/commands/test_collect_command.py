@@ -21,7 +21,7 @@ from lunar_tune.data.data_catalog import BUNDLED, resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.errors import InputError
 from lunar_tune.files import CACHE_VARIABLE
-from lunar_tune.finetuning.tiny import ensure_tiny
+from lunar_tune.finetuning.tiny import ensure_tiny, tiny_folder
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import answered, assemble
@@ -110,6 +110,17 @@ def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(model: str)
     rows = json.loads(kept().read_text())
     kept().write_text(json.dumps([rows[0] | {"answer": "Nothing."}, *rows[1:]]))
     assert "was searched with other settings or data" in refused(search, *again[:3], "3")
+
+
+def test_tiny_is_asked_like_any_model(model: str) -> None:
+    options = {"model": "tiny", "data": "general"}
+    with pytest.raises(InputError, match="Ask it first"):
+        answered(RunOptions(**options), assemble(RunOptions(**options)))  # type: ignore[arg-type]
+    shutil.copytree(model, tiny_folder())
+    told = ("--model", "tiny", "--data", "general", "--in-process", "--solver", "closed_form")
+    result = without_ray(search, *told, "--num-trials", "1", "--name", "own")
+    assert "asking tiny 26 questions of general" in result.output, result.output
+    assert "forget A_B (12 questions), retain 12, factual 0; the true" in result.output
 
 
 def test_the_data_that_go_with_a_model_are_settled_once(model: str) -> None:
