@@ -41,12 +41,15 @@ from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredConfig
+from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import (
     assemble,
     assemble_collection,
     check_machine,
+    in_format_of,
     known_depth,
 )
+from lunar_tune.trial.collecting import Collection
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
@@ -180,7 +183,7 @@ def plan_search(
     problems.raise_if_any()
     if spec.data.unanswered:
         on_step("looking for what the model has answered")
-        if (records := assemble_collection(config).kept()) is not None:
+        if (records := collection_of(config).kept()) is not None:
             plan = _plan(config, goal, prior, records)
             spec = plan.spec
         elif not here:
@@ -198,6 +201,14 @@ def plan_search(
         layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
     return dataclasses.replace(plan, spec=spec)
+
+
+def collection_of(config: SearchConfig) -> Collection:
+    """Return what a search's model is asked, in the number format of one that is resumed."""
+    if config.resume is not None:
+        journal = Folder((config.output / config.resume).resolve()).journal
+        config = in_format_of(config, StoredStudy.read(journal).notes.get("model"))
+    return assemble_collection(config)
 
 
 def _plan(

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from lunar_tune.config.options import TINY
 from lunar_tune.display import build_progress, say
-from lunar_tune.driver.plan import SearchPlan
+from lunar_tune.driver.plan import SearchPlan, collection_of
 from lunar_tune.finetuning.finetune_job import FinetuneJob
 from lunar_tune.models.catalog import CATALOG, read_lineage
 from lunar_tune.models.device import give_back
 from lunar_tune.report.progress import tell
 from lunar_tune.tracking.runs import RunContent
 from lunar_tune.tracking.sync import Tracker
-from lunar_tune.trial.assemble import assemble_collection, assemble_finetuning, materialise
+from lunar_tune.trial.assemble import assemble_finetuning, materialise
 from lunar_tune.trial.collecting import ensure_collected
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text
 
 def ask_first(plan: SearchPlan, console: Console) -> None:
     """Ask a search's model what it knows, unless another process has; see `ensure_collected`."""
-    job = materialise(assemble_collection(plan.config), console)
+    job = materialise(collection_of(plan.config), console)
     say(console, f"asking {job.model.name} {len(job.questions)} questions of {job.name}")
     records = ensure_collected(job, console)
     give_back()  # the workers are about to use the same GPU

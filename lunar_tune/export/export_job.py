@@ -17,7 +17,7 @@ from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.training.checkpoints import check_save_folder
-from lunar_tune.trial.assemble import answered, assemble, check_machine
+from lunar_tune.trial.assemble import answered, assemble, check_machine, in_format_of
 from lunar_tune.trial.spec import TrialSpec, with_own_data
 
 _PROMPTS = ("reference_prompts", "refusals")
@@ -147,8 +147,9 @@ def assemble_again(
         metrics=(),
         embedding_model=None,
     )
-    spec = answered(options, assemble(options))
     known, references = search.study.notes.get("model"), search.study.references
+    options = in_format_of(options, known)
+    spec = answered(options, assemble(options))
     spec = dataclasses.replace(spec, known_model=known, known_references=references)
     named = with_own_data(options, spec.model)
     sources = {"factual": named.factual_data, **{n: getattr(named, n) for n in _PROMPTS}}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from lunar_tune.config.fields import check_values, options_again, options_of
-from lunar_tune.config.options import NONE, TINY, ModelOptions, RunOptions, read_assignments
+from lunar_tune.config.options import AUTO, NONE, TINY, ModelOptions, RunOptions, read_assignments
 from lunar_tune.data.data_catalog import DataKind, kind_of, resolve_data
 from lunar_tune.data.readers import stem_of
 from lunar_tune.data.records import Record, read_questions
@@ -26,6 +26,7 @@ from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import CATALOG, ModelSpec, resolve_model
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.device import check_device_name, check_fits
+from lunar_tune.models.fingerprint import Identity, number_format_of
 from lunar_tune.models.loading import encoder_on_disk, load_config
 from lunar_tune.models.weights import check_weights
 from lunar_tune.trial.collecting import Collection
@@ -40,6 +41,7 @@ from lunar_tune.trial.spec import (
     with_own_data,
 )
 
+Model = TypeVar("Model", bound=ModelOptions)
 Job = TypeVar("Job", TrialSpec, FinetuneJob, Collection)
 
 
@@ -164,6 +166,16 @@ def assemble_collection(
 def answered(options: RunOptions, spec: TrialSpec) -> TrialSpec:
     """Return the spec with the answers that its model was asked for, or raise an InputError."""
     return assemble(options, kept_answers(options)) if spec.data.unanswered else spec
+
+
+def in_format_of(options: Model, known: Identity | None) -> Model:
+    """Return options with the number format in which a known model was computed, if they have none.
+
+    What it answered then is kept under that format, whatever this machine would choose.
+    """
+    if known is None or options.dtype != AUTO:
+        return options
+    return dataclasses.replace(options, dtype=number_format_of(known))
 
 
 def kept_answers(options: RunOptions) -> tuple[Record, ...]:

@@ -10,19 +10,25 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 from command_lines import refused, without_ray
 
 from lunar_tune.cli.collect import collect as COMMAND
 from lunar_tune.cli.describe import describe
 from lunar_tune.cli.search import search
 from lunar_tune.cli.unlearn import unlearn
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import RunOptions, SearchConfig
 from lunar_tune.data.data_catalog import BUNDLED, resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records
-from lunar_tune.errors import InputError
+from lunar_tune.driver.persistence import resumed
+from lunar_tune.driver.plan import plan_search
+from lunar_tune.errors import InputError, Problems
+from lunar_tune.export.export_job import assemble_again
 from lunar_tune.files import CACHE_VARIABLE
 from lunar_tune.finetuning.tiny import ensure_tiny, tiny_folder
+from lunar_tune.models import fingerprint
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import answered, assemble
 
@@ -84,7 +90,9 @@ def test_what_a_model_answers_becomes_data_and_what_it_declines_reference_prompt
     assert "declines" not in result.output
 
 
-def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(model: str) -> None:
+def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     message = refused(
         unlearn, "layer=1", "coefficient=2", "--solver", "closed_form", "--model", model
     )
@@ -102,6 +110,18 @@ def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(model: str)
 
     spec = answered(RunOptions(model=model), assemble(RunOptions(model=model)))
     assert spec.data.forget + spec.data.retain == tuple(KNOWN)
+
+    def elsewhere(dtype: str, *_: object) -> torch.dtype:  # a machine that chooses another format
+        chosen: torch.dtype = getattr(torch, dtype.replace("auto", "bfloat16"))
+        return chosen
+
+    with monkeypatch.context() as changed:
+        changed.setattr(fingerprint, "resolve_dtype", elsewhere)
+        assert plan_search(SearchConfig(model=model)).spec.data.unanswered
+        begun, _ = resumed({"resume": "own"}, Problems())
+        assert plan_search(begun).spec.data.forget == spec.data.forget
+        search_then = StoredSearch.read(Path("runs/own").resolve())
+        assert assemble_again(search_then, Problems()).data.forget == spec.data.forget
     again = ("--resume", "own", "--num-trials", "2")
     kept().unlink()
     result = without_ray(search, *again)
