@@ -227,8 +227,8 @@ def _plan(
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
     begun_with = None
     if config.resume is not None and config.space is None and config.layer_prior is None:
-        folder = Folder((config.output / config.resume).resolve())
-        begun_with = StoredConfig.read(folder).resolved.get("space") if folder.is_taken else None
+        stored = StoredConfig.begun(Folder((config.output / config.resume).resolve()))
+        begun_with = stored and stored.resolved.get("space")
     space = load_space(
         config.space,
         spec.method,

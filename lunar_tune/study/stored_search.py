@@ -112,6 +112,12 @@ class StoredConfig(Concise):
         return cls._of(document, folder)
 
     @classmethod
+    def begun(cls, folder: Folder) -> StoredConfig | None:
+        """Return what a search was told, or None where none has begun in the folder."""
+        told = StoredStudy.read(folder.journal).notes.get("configuration")
+        return cls.read(folder) if told or folder.config.exists() else None
+
+    @classmethod
     def _of(cls, document: Mapping[str, Any], folder: Folder) -> StoredConfig:
         known, resolved = options_of(SearchConfig), document["resolved"]
         told = {key: said for key, said in document["options"].items() if isinstance(said, dict)}

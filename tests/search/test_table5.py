@@ -287,6 +287,15 @@ def test_what_others_wrote_is_text_to_whoever_opens_the_tables(tmp_path: Path) -
 # A whole table
 
 
+def test_a_cell_that_was_refused_is_planned_again(tmp_path: Path) -> None:
+    """Of it there is a study with the reason, and no configuration."""
+    shared = SearchConfig(output=tmp_path, method="ga")
+    told(tmp_path / GA.name, [], refused="the model does not know the data")
+    shown = io.StringIO()
+    TableRun([GA], shared, Console(file=shown, width=120)).show_plan()
+    assert f"{GA.name}: 0 of 30 trials completed" in shown.getvalue()
+
+
 @pytest.mark.slow
 def test_a_table_that_is_killed_goes_on_and_does_no_finished_cell_twice(
     small: list[str],
