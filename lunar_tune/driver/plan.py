@@ -228,7 +228,7 @@ def _plan(
     begun_with = None
     if config.resume is not None and config.space is None and config.layer_prior is None:
         stored = StoredConfig.begun(Folder((config.output / config.resume).resolve()))
-        begun_with = stored and stored.resolved.get("space")
+        begun_with = stored.resolved.get("space") if stored is not None else None
     space = load_space(
         config.space,
         spec.method,
