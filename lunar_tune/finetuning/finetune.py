@@ -98,7 +98,7 @@ def finetune(
     state = TrainingFolder(folder, document)
     with state.locked():
         begun = state.read()
-        loaded = load_model(job.model, job.chat)
+        loaded = load_model(job.trained_model, job.chat)
         if loaded.device.type == "cpu" and loaded.model.num_parameters() < _SMALL_MODEL:
             limit_threads(1)
         begun_with = fingerprint(loaded)

@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from lunar_tune.config.fields import same_option, types_of
-from lunar_tune.config.options import TINY
+from lunar_tune.config.options import AUTO, TINY
 from lunar_tune.data.records import Record, records_digest
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.errors import Problems
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
+from lunar_tune.models.device import resolve_device
 from lunar_tune.models.fingerprint import told_apart
 from lunar_tune.training import TrainingSettings, setting, with_settings
 
@@ -110,10 +111,16 @@ class FinetuneJob:
         refused = (Record(prompt, self.refusals[0], edge="") for prompt in prompts)
         return [*self.records, *refused]
 
+    @property
+    def trained_model(self) -> ModelSpec:
+        """The model as it is trained: on a CPU in float32, whatever `auto` is for trials."""
+        is_open = self.model.dtype == AUTO and resolve_device(self.model.device).type == "cpu"
+        return replace(self.model, dtype="float32") if is_open else self.model
+
     def document(self) -> dict[str, Any]:
         """Return everything that the result depends on, as plain values, or raise a ModelError."""
         document = {
-            **told_apart(self.model),
+            **told_apart(self.trained_model),
             "data": self.data_name,
             "data_digest": records_digest(self.records),
             "chat_template": self.chat.template,
