@@ -12,6 +12,7 @@ from pathlib import Path
 from lunar_tune.data.data_catalog import DataKind, resolve_data
 from lunar_tune.errors import DataError, InputError, Problems
 from lunar_tune.metrics.evaluate import AnswerRow
+from lunar_tune.metrics.goal import METRICS, VERDICTS
 from lunar_tune.models.weights import is_adapter
 from lunar_tune.study.folder import RUNS
 from lunar_tune.study.rows import TrialRow
@@ -133,18 +134,20 @@ def assemble_again(
     device: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> TrialSpec:
-    """Return what a search's trials shared, to run one again for ROUGE, or raise an InputError.
+    """Return what a search's trials shared, to have one's answers again, or raise an InputError.
 
     In `problems` is noted which file of data has changed. No device is the search's; code of its
     model is trusted by nobody but who runs this.
     """
     options, then = search.config.trial_options, search.config.resolved.get("digests") or {}
+    wanted = dict.fromkeys((*options.metrics, *search.goal.metrics))
     search.config.check_permitted({"trust_remote_code": trust_remote_code})
     options = dataclasses.replace(
         options,
         device=device or options.device,
         trust_remote_code=bool(trust_remote_code),
-        metrics=(),
+        # With these, answers are asked for longer.
+        metrics=tuple(name for name in wanted if VERDICTS in METRICS[name].needs),
         embedding_model=None,
     )
     known, references = search.study.notes.get("model"), search.study.references

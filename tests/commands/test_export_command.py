@@ -25,10 +25,14 @@ from trial_specs import write_records
 
 from lunar_tune.cli.export import export as COMMAND
 from lunar_tune.config.options import NONE, RunOptions
+from lunar_tune.errors import Problems
+from lunar_tune.export.export_job import assemble_again
 from lunar_tune.models.catalog import ModelSpec, read_lineage
 from lunar_tune.models.loading import load_model
 from lunar_tune.study.folder import Folder, answers_note, read_answers, write_answers
+from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import keep_note
+from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import read_yaml
 
 refused = partial(command_lines.refused, COMMAND)
@@ -258,6 +262,22 @@ def test_a_trial_that_is_not_the_best_is_compared_on_the_rows_that_it_has(
     assert f"* ≈: an estimate, mean of {of[0]} of {of[1]} questions to keep" in card
     assert card.count("| ≈ ") == 2 * 2  # retain and deviation score, as reported and as loaded
     assert "name a trial by its number (0)" in refused(search, "--save", tmp_path / "none")
+
+
+def test_what_a_search_asked_for_longer_is_asked_for_as_long(
+    tmp_path: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where it wants to know of the answers to forget whether they decline."""
+    monkeypatch.setattr("lunar_tune.trial.evaluator.READ_TOKENS", 80)
+    wanted = {"max_new_tokens": None, "metrics": ("forget_refused", "forget_mrr")}
+    options = small_run(checkpoint("qwen2"), tmp_path, solver="closed_form", **wanted)
+    path = made_search(tmp_path, "s", options, SETTING, floor=0.9, confirmed=False)
+    search = StoredSearch.read(path)
+    spec = assemble_again(search, problems := Problems())
+    assert (spec.metrics, problems.messages) == (("forget_refused",), [])
+    again = Worker(spec).run(SETTING).evaluation.rows
+    before = [row.answer for row in search.answer_rows(0) if row.set_name == "forget"]
+    assert [row.answer for row in again if row.set_name == "forget"] == before
 
 
 def test_a_search_without_texts_is_proven_by_the_scores_of_its_rows(
