@@ -148,6 +148,11 @@ def printable(text: str) -> str:
     return " ".join(_shown(text).split())
 
 
+def encodable(text: str, console: Console) -> str:
+    """Return a text in one line, with "?" for what the console's encoding has not."""
+    return printable(text).encode(console.encoding, "replace").decode(console.encoding)
+
+
 def _shown(text: str) -> str:
     return "".join(one if one.isprintable() else " " for one in text)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import option, options_again, options_of, same_option, shared_options
-from lunar_tune.config.options import DATA, NONE, ModelOptions, Reused, RunOptions
+from lunar_tune.config.options import DATA, DECLINED, NONE, ModelOptions, Reused, RunOptions
 from lunar_tune.data.splits import edges_of
 from lunar_tune.display import printable, say, warn
 from lunar_tune.errors import Problems
@@ -73,21 +73,30 @@ def collect(options: CollectOptions, problems: Problems) -> None:
         job = assemble_collection(run, problems, max_new_tokens=options.max_new_tokens)
         doing("loading torch")
         from lunar_tune.models.loading import load_model
+        from lunar_tune.training.answer_loss import Encoder
         from lunar_tune.trial.collecting import collect as ask
+        from lunar_tune.trial.references import ask_references
     job = materialise(job, console)
     with console.status(f"loading {job.model.name}"):
         loaded = load_model(job.model, job.chat)
-    found = ask(loaded, job, prompts, console)
+    found = ask(loaded, job, console)
     job.keep(found.records)
     _show(job, found, console)
+    declined = tuple[str, ...]()
+    if prompts:  # as a search asks them
+        encoder = Encoder(loaded, job.chat.of_fit)
+        asked = ask_references(encoder, prompts, job.refusals, console=console)
+        asked.show(console, DECLINED)
+        declined = asked.chosen(prompts, DECLINED)
+        if (problem := asked.problem(DECLINED)) is not None:
+            warn(console, problem)
     pairs, references = job.kept_file(), options.reference_prompts
     if options.save is not None:
         pairs = options.save / "pairs.json"
         write_json(pairs, list(map(asdict, found.records)))
-        if found.references:
+        if declined:
             references = str(options.save / "references.json")
-            rows = [{"instruction": prompt} for prompt in found.references]
-            write_json(Path(references), rows)
+            write_json(Path(references), [{"instruction": prompt} for prompt in declined])
     say(console, f"pairs written to {pairs}")
     _next(options, job, found, console, pairs=str(pairs), references=references)
 
@@ -108,16 +117,6 @@ def _show(job: Collection, found: Collected, console: Console) -> None:
     console.print(plain_table(("edge", "asked", "kept", *reasons), rows, folded=("edge",)))
     for record in found.records[:: max(1, len(found.records) // _SHOWN)][:_SHOWN]:
         say(console, f"  {printable(record.question)} {printable(record.answer)}")
-    if not found.answers:
-        return
-    count = len(found.references)
-    share = f"{count} of {len(found.answers)} ({count / len(found.answers):.0%})"
-    say(console, f"\nreference prompts that {job.model.name} declines: {share}")
-    for prompt, answer, declined in found.answers[:: max(1, len(found.answers) // _SHOWN)][:_SHOWN]:
-        mark = "declines" if declined else "answers"
-        say(console, f"  {printable(prompt)} [{mark}] {printable(answer)}")
-    if not count:
-        warn(console, "none is declined, and LUNAR needs prompts that the model declines.")
 
 
 def _next(

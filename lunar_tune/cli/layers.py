@@ -91,8 +91,7 @@ def layers(options: LayersOptions, problems: Problems) -> None:
     worker = Worker(dataclasses.replace(materialise(spec, console), metrics=()))  # judges no trial
     worker.check_references()
     if worker.references is not None:
-        for line in worker.references.lines(spec.reference_check):
-            say(console, line)
+        worker.references.show(console, spec.reference_check)
     prior, answers = layer_scores(
         worker,
         coefficient=coefficient,

@@ -33,7 +33,6 @@ from lunar_tune.report.summary import (
     baseline_problem,
     next_commands,
     print_baseline,
-    print_references,
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
@@ -189,7 +188,7 @@ class SearchSession:
         if found is None:
             return
         config = self.plan.config
-        print_references(self.console, found, config.reference_check)
+        found.show(self.console, config.reference_check)
         problem = found.problem(config.reference_check)
         if problem is not None and not (found.declined and (config.force or config.resume)):
             further = " --force skips this check." if found.declined else ""

@@ -16,11 +16,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lunar_tune.engine.activations import PromptActivations, sweep_batch
-from lunar_tune.engine.decoding import AnswerRules, likeliest, until_end
+from lunar_tune.engine.decoding import (
+    AnswerRules,
+    affordable_rows,
+    key_bytes,
+    likeliest,
+    until_end,
+)
 from lunar_tune.engine.forward import KeyValues, TreeBatch, arrange, tree_forward
 from lunar_tune.engine.slot_decoding import Guesser, SlotCache, SlotDecoding
 from lunar_tune.models.device import BatchSize
-from lunar_tune.models.loading import LoadedModel
 
 # Slots for new tokens before a cache grows for the first time; most answers are shorter.
 FIRST_SLOTS = 64
@@ -69,7 +74,7 @@ class Answerer:
         """Keys and values of the blocks that may lie below an edit, where they fit."""
         if self._deepest < 0:
             return None
-        size = self.tree.n_nodes * _key_bytes(self.loaded) * (self._deepest + 1)
+        size = self.tree.n_nodes * key_bytes(self.loaded) * (self._deepest + 1)
         if size > self.memory.free_bytes() * KEYS_SHARE:
             return None
 
@@ -123,12 +128,9 @@ class Answerer:
 
     @cached_property
     def decode_size(self) -> BatchSize:
-        """Rows that are decoded together, estimated from keys, values, logits and MLP of a row."""
-        config, loaded = self.loaded.model.config, self.loaded
+        """Rows that are decoded together."""
         slots = max(self.activations.prompt_lengths) + FIRST_SLOTS
-        row = slots * _key_bytes(loaded) * loaded.n_layers
-        row += config.vocab_size * 8 + config.intermediate_size * 32
-        return BatchSize(self.memory.free_bytes() // row, "the answers")
+        return BatchSize(affordable_rows(self.loaded, self.memory, slots=slots), "the answers")
 
 
 class AnsweringRun:
@@ -239,10 +241,3 @@ class AnsweringRun:
             source = computed if layer >= self._start or below is None else below
             keys, values = source.keys[layer][nodes], source.values[layer][nodes]
             cache.put(layer, (row_index, positions), keys, values)
-
-
-def _key_bytes(loaded: LoadedModel) -> int:
-    """Return the bytes of one token's keys and values of one block."""
-    config = loaded.model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_key_value_heads * head_dim * loaded.model.dtype.itemsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lunar_tune.config.options import LEAST_BUDGET
+from lunar_tune.display import build_progress, screen
+from lunar_tune.models.device import BatchSize, DeviceMemory
 from lunar_tune.models.layout import check_answers_fit
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lunar_tune.models.loading import LoadedModel
 
-# Rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
+# Most rows in a batch. On a CPU larger batches win nothing once the weights are read; on a GPU 256
 # short rows of a 7B model's cache stay below 10 GiB.
 ROWS_PER_BATCH = {"cpu": 192, "cuda": 256}
+_ROWS_SHOWN = 64  # answers after which progress is shown, at most
 # Steps between looks at which rows have ended: a look is a synchronisation on a GPU.
 STEPS_PER_LOOK = {"cpu": 1, "cuda": 8}
 
@@ -89,6 +95,51 @@ class PlainAnswerer:
         return dict(self._answers)
 
 
+def key_bytes(loaded: LoadedModel) -> int:
+    """Return the bytes of one token's keys and values of one block."""
+    config = loaded.model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_key_value_heads * head_dim * loaded.model.dtype.itemsize)
+
+
+def affordable_rows(
+    loaded: LoadedModel, memory: DeviceMemory, *, slots: int, at_once: int = 1
+) -> int:
+    """Return how many rows fit into memory, by the keys, values, logits and MLP of one.
+
+    A row has `slots` tokens in the end and `at_once` of them in one forward.
+    """
+    config = loaded.model.config
+    row = slots * key_bytes(loaded) * loaded.n_layers + config.vocab_size * 8
+    row += at_once * config.intermediate_size * 8 * loaded.model.dtype.itemsize
+    return int(memory.free_bytes() // row)
+
+
+def answer_texts(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    what: str,
+    console: Console | None = None,
+) -> list[tuple[str, bool]]:
+    """Return the greedy answer to each prompt as text, and whether it ended within the budget.
+
+    `what` is asked, to show; no console shows no progress.
+    """
+    with build_progress(console or screen(quiet=True)) as bar:
+        task = bar.add_task(f"asking {what}", total=len(prompts), note="")
+        answers = generate_tokens(
+            loaded,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=_ROWS_SHOWN,
+            on_batch=lambda count: bar.advance(task, count),
+        )
+    decode = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+    return [(str(decode(tokens)), len(tokens) < max_new_tokens) for tokens in answers]
+
+
 @torch.inference_mode()
 def generate_tokens(
     loaded: LoadedModel,
@@ -96,22 +147,33 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     batch_size: int | None = None,
+    on_batch: Callable[[int], object] = lambda _count: None,
 ) -> list[list[int]]:
     """Return the greedy answer to each prompt, cut before its first end-of-sequence token.
 
-    Prompts of similar length share a batch; the answers come in the order of `prompts`.
+    Prompts of similar length share a batch, of at most `batch_size` and what memory holds; the
+    answers come in the order of `prompts`. `on_batch` hears how many a batch has answered.
     """
     longest = max(map(len, prompts), default=0)
-    check_answers_fit(loaded.model.config, longest + max_new_tokens)
-    size = batch_size or ROWS_PER_BATCH[loaded.device.type]
+    slots = longest + max_new_tokens
+    check_answers_fit(loaded.model.config, slots)
+    memory = DeviceMemory(loaded.device)
+    affordable = affordable_rows(loaded, memory, slots=slots, at_once=longest)
+    most = batch_size or ROWS_PER_BATCH[loaded.device.type]
+    batch = BatchSize(min(most, affordable), "the prompts")
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(prompts), size):
-        rows = by_length[start : start + size]
+    tokens: dict[int, list[int]] = {}
+
+    def answer(size: int) -> dict[int, list[int]]:
+        rows = by_length[len(tokens) : len(tokens) + size]
         answers = _generate_batch(loaded, [prompts[row] for row in rows], max_new_tokens)
-        for row, answer in zip(rows, answers, strict=True):
-            tokens[row] = answer
-    return tokens
+        return dict(zip(rows, answers, strict=True))
+
+    while len(tokens) < len(prompts):
+        answers = batch.fit(answer)
+        tokens |= answers
+        on_batch(len(answers))
+    return [tokens[row] for row in range(len(prompts))]
 
 
 def _generate_batch(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lunar_tune.data.records import Record
 from lunar_tune.data.splits import generate_unverifiable
-from lunar_tune.engine.decoding import generate_tokens, token_budget
+from lunar_tune.engine.decoding import answer_texts, token_budget
 from lunar_tune.files import cache_dir, safe_name
 from lunar_tune.finetuning.finetune_job import UNSEEN, FinetuneJob
 from lunar_tune.metrics.declining import declines
@@ -173,25 +173,22 @@ def learned(
     return train_epochs(loaded.model, examples, loss_of, settings, length_of=len, **options)
 
 
-def greedy_answers(
-    loaded: LoadedModel, questions: Sequence[str], chat: ChatFormat, *, max_new_tokens: int
-) -> list[str]:
-    """Return the model's greedy answers as text."""
-    prompts = Encoder(loaded, chat).prompts(questions)
-    tokens = generate_tokens(loaded, prompts, max_new_tokens=max_new_tokens)
-    return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
-
-
 def check_knowledge(loaded: LoadedModel, job: FinetuneJob) -> tuple[pd.DataFrame, float]:
     """Ask a model everything that it was to learn, and what it cannot know; see `Finetuned`."""
     import pandas as pd
 
     truths = [record.answer for record in job.records]
     questions = [record.question for record in job.records]
-    budget = token_budget(None, Encoder(loaded, job.chat).texts(truths))
-    known = greedy_answers(loaded, questions, job.chat, max_new_tokens=budget)
-    unseen = generate_unverifiable(_UNANSWERABLE, seed=UNSEEN)
-    declined = greedy_answers(loaded, unseen, job.chat, max_new_tokens=budget)
+    encoder = Encoder(loaded, job.chat)
+    budget = token_budget(None, encoder.texts(truths))
+
+    def answers_to(texts: Sequence[str]) -> list[str]:
+        prompts = encoder.prompts(texts)
+        said = answer_texts(loaded, prompts, max_new_tokens=budget, what="what it was taught")
+        return [answer for answer, _ in said]
+
+    known = answers_to(questions)
+    declined = answers_to(generate_unverifiable(_UNANSWERABLE, seed=UNSEEN))
     answers = pd.DataFrame(job.records).rename(columns={"answer": "truth"})
     answers["answer"] = known
     answers["rouge1"] = [

@@ -22,14 +22,16 @@ from lunar_tune.data.data_catalog import resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records, records_digest
 from lunar_tune.data.splits import generate_unverifiable
 from lunar_tune.display import tracked
+from lunar_tune.engine.decoding import answer_texts
 from lunar_tune.errors import LunarTuneError
 from lunar_tune.files import cache_dir
-from lunar_tune.finetuning.finetune import greedy_answers, learned
+from lunar_tune.finetuning.finetune import learned
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
 from lunar_tune.models.loading import as_loaded, load_model
 from lunar_tune.training import TrainingSettings
 from lunar_tune.training.adapting import seeded, trainable
+from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.training.checkpoints import save_checkpoint
 
 if TYPE_CHECKING:
@@ -237,13 +239,14 @@ def new_model(sizes: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Q
 def _check(folder: Path, text: TinyText) -> None:
     """Ask the saved model everything that it was taught, and what it cannot know."""
     loaded = load_model(ModelSpec(name=TINY, source=str(folder), device="cpu"))
+    encoder = Encoder(loaded, ChatFormat())
     for what, lessons, wanted in (
         ("pairs known", text.known, _KNOWN),
         ("unseen questions refused", text.refused(_CHECKED_REFUSALS), _REFUSED),
     ):
-        questions = [lesson.question for lesson in lessons]
-        answers = greedy_answers(loaded, questions, ChatFormat(), max_new_tokens=_MOST_NEW_TOKENS)
-        right = [a == lesson.answer for a, lesson in zip(answers, lessons, strict=True)]
+        prompts = encoder.prompts([lesson.question for lesson in lessons])
+        answers = answer_texts(loaded, prompts, max_new_tokens=_MOST_NEW_TOKENS, what=what)
+        right = [a == lesson.answer for (a, _), lesson in zip(answers, lessons, strict=True)]
         share = sum(right) / len(right)
         if share < wanted:
             raise LunarTuneError(

@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
 from rich.text import Text
 
-from lunar_tune.display import NARROW, Screen, build_progress, printable, shown_duration
+from lunar_tune.display import NARROW, Screen, build_progress, encodable, shown_duration
 from lunar_tune.metrics.goal import Goal, score_label
 from lunar_tune.secrets import SecretsFormatter
 from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first, shown_score
@@ -159,11 +159,6 @@ class SearchDisplay(ExitStack):
 def _brief_label(metric: str) -> str:
     """Return what a score is called where there is little room: of ROUGE-1 the set alone."""
     return score_label(metric).removesuffix(" ROUGE-1")
-
-
-def encodable(text: str, console: Console) -> str:
-    """Return a text in one line, with "?" for what the console's encoding has not."""
-    return printable(text).encode(console.encoding, "replace").decode(console.encoding)
 
 
 @contextmanager

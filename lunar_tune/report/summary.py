@@ -16,13 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lunar_tune.config.options import BEST_FILTER, SearchConfig
+from lunar_tune.display import encodable
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.metrics.means import errors_of
 from lunar_tune.report.findings import LEAST_TO_FORGET, Findings, cautions
-from lunar_tune.report.progress import encodable
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.rows import ERROR, FAILED, HEADLINE_SCORES, TrialRow, score_cells
-from lunar_tune.trial.references import References
 from lunar_tune.trial.spec import TrialSpec
 
 
@@ -43,13 +42,6 @@ def print_baseline(console: Console, scores: Mapping[str, float], note: str | No
     )
     if note is not None:
         console.print(f"answers are decoded from their first token on: {escape(note)}")
-
-
-def print_references(console: Console, found: References, check: str) -> None:
-    """Show what the base model does with the reference prompts, in lines of the console's width."""
-    for line in found.lines(check):
-        shown = encodable(line, console)
-        console.print(shown, markup=False, no_wrap=True, overflow="ellipsis")
 
 
 def baseline_problem(

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from lunar_tune.data.records import Record, read_records
 from lunar_tune.data.texts import normalised
-from lunar_tune.display import tracked
 from lunar_tune.errors import ModelError, UnknowingModelError
 from lunar_tune.files import cache_dir, replacing, safe_name
 from lunar_tune.metrics.declining import declines
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 24
 """Token budget of an answer that becomes data: a sentence that names a fact ends within."""
-_DECLINING_TOKENS = 64  # of an answer that may decline: what it declines for is said by then
-_ROWS = 64  # in a batch; progress is shown after each
 LEFT_OUT = ("asked twice", "no end", "declined", "no words")
 """Why a question is not used: it stands there already, or its answer did not end within the budget,
 declines, or has no words for ROUGE."""
@@ -80,30 +77,24 @@ class Collected:
 
     records: tuple[Record, ...]  # questions with the model's answers
     left_out: tuple[tuple[Record, str], ...]  # questions that are not used, and which of `LEFT_OUT`
-    answers: tuple[tuple[str, str, bool], ...]  # prompts, what was said, whether that declines
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """The prompts that the model declines."""
-        return tuple(prompt for prompt, _, declined in self.answers if declined)
 
 
-def collect(
-    loaded: LoadedModel,
-    job: Collection,
-    prompts: Sequence[str] = (),
-    console: Console | None = None,
-) -> Collected:
-    """Ask a model its questions, and `prompts` that it may decline; no console shows no progress.
+def collect(loaded: LoadedModel, job: Collection, console: Console | None = None) -> Collected:
+    """Ask a model its questions; no console shows no progress.
 
     A question is used if its answer ends by itself within the budget, declines nothing and has
     words for ROUGE, and if it is the first of its kind. If none is, that is an UnknowingModelError.
     """
+    from lunar_tune.engine.decoding import answer_texts
+    from lunar_tune.training.answer_loss import Encoder
+
     asked = [record.question for record in job.questions]
     budget, refusals = job.max_new_tokens, job.refusals
-    said = _answers(loaded, job.chat, asked, budget=budget, what="questions", console=console)
+    prompts = Encoder(loaded, job.chat).prompts(asked)
+    said = answer_texts(loaded, prompts, max_new_tokens=budget, what="questions", console=console)
     records, left_out, seen = list[Record](), list[tuple[Record, str]](), set[str]()
-    for record, (answer, ended) in zip(job.questions, said, strict=True):
+    for record, (text, ended) in zip(job.questions, said, strict=True):
+        answer = text.strip()
         question = normalised(record.question)
         reasons = (
             question in seen,
@@ -122,14 +113,7 @@ def collect(
             f"can be used: within {budget} tokens, without declining, in words that ROUGE counts. "
             "Raise --max-new-tokens of lunar-tune collect, or ask other questions."
         )
-    told = _answers(
-        loaded, job.chat, prompts, budget=_DECLINING_TOKENS, what="prompts", console=console
-    )
-    answers = tuple(
-        (prompt, answer, declines(answer, refusals))
-        for prompt, (answer, _) in zip(prompts, told, strict=True)
-    )
-    return Collected(tuple(records), tuple(left_out), answers)
+    return Collected(tuple(records), tuple(left_out))
 
 
 def ensure_collected(job: Collection, console: Console) -> tuple[Record, ...]:
@@ -140,41 +124,5 @@ def ensure_collected(job: Collection, console: Console) -> tuple[Record, ...]:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(f"{file}.lock"):
         if job.kept() is None:
-            job.keep(collect(load_model(job.model, job.chat), job, console=console).records)
+            job.keep(collect(load_model(job.model, job.chat), job, console).records)
     return read_records(file)
-
-
-def _answers(
-    loaded: LoadedModel,
-    chat: ChatFormat,
-    questions: Sequence[str],
-    *,
-    budget: int,
-    what: str,
-    console: Console | None,
-) -> list[tuple[str, bool]]:
-    """Return the greedy answers, each with whether it ended within the budget."""
-    from lunar_tune.engine.decoding import generate_tokens
-    from lunar_tune.models.device import BatchSize
-    from lunar_tune.training.answer_loss import Encoder
-
-    prompts = Encoder(loaded, chat).prompts(questions)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    batch, answers = BatchSize(_ROWS, what), dict[int, list[int]]()
-
-    def generate(rows: Sequence[int], size: int) -> list[list[int]]:
-        some = [prompts[row] for row in rows]
-        return generate_tokens(loaded, some, max_new_tokens=budget, batch_size=size)
-
-    starts = range(0, len(order), _ROWS)
-    for start in tracked(starts, f"asking {what}", total=len(starts), console=console):
-        rows = order[start : start + _ROWS]
-        tokens = batch.fit(lambda size, rows=rows: generate(rows, size))  # type: ignore[misc]
-        answers |= dict(zip(rows, tokens, strict=True))
-    return [
-        (
-            str(loaded.tokenizer.decode(answers[row], skip_special_tokens=True)).strip(),
-            len(answers[row]) < budget,
-        )
-        for row in range(len(prompts))
-    ]

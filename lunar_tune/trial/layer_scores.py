@@ -25,7 +25,6 @@ from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.display import tracked
 from lunar_tune.errors import InputError
 from lunar_tune.files import read_settings
-from lunar_tune.models.device import BatchSize
 from lunar_tune.models.layout import check_layers
 from lunar_tune.yaml_files import describe_mistakes
 
@@ -207,14 +206,10 @@ def _answered(
     from lunar_tune.engine.decoding import generate_tokens
     from lunar_tune.methods.lunar.method import steered
 
-    loaded, batch = worker.loaded, BatchSize(len(records), "the answers")
+    loaded = worker.loaded
     prompts = worker.encoder.prompts([record.question for record in records])
-
-    def generate(size: int) -> list[list[int]]:
-        return generate_tokens(loaded, prompts, max_new_tokens=budget, batch_size=size)
-
-    yield None, batch.fit(generate)
+    yield None, generate_tokens(loaded, prompts, max_new_tokens=budget)
     for layer, shift in shifts.items():
         with steered(loaded, layer, shift):
-            tokens = batch.fit(generate)
+            tokens = generate_tokens(loaded, prompts, max_new_tokens=budget)
         yield layer, tokens

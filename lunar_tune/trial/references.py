@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lunar_tune.config.options import DECLINED
-from lunar_tune.display import printable
+from lunar_tune.display import encodable, printable
 from lunar_tune.errors import InputError
+from lunar_tune.metrics.declining import declines
 from lunar_tune.yaml_files import describe_mistakes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lunar_tune.training.answer_loss import Encoder
 
 LEAST_DECLINED = 10
 """Prompts below which an unlearning vector depends on which they are: of ten, drawn at random from
@@ -61,6 +67,12 @@ class References:
         kinds = {"declined": self.declining[: SHOWN - 1], "answered": self.answering[:1]}
         return shown + [f"  {kind}: {_said(one)}" for kind, some in kinds.items() for one in some]
 
+    def show(self, console: Console, check: str) -> None:
+        """Print them, each in one line of the console's width."""
+        for line in self.lines(check):
+            shown = encodable(line, console)
+            console.print(shown, markup=False, no_wrap=True, overflow="ellipsis")
+
     def problem(self, check: str) -> str | None:
         """Say why too few are declined and what to do, if it is so; a small file may be all."""
         if check != DECLINED or len(self.declined) >= min(LEAST_DECLINED, self.asked):
@@ -73,6 +85,36 @@ class References:
             f"{told if self.answering else ''} Give prompts that it declines with "
             "--reference-prompts FILE, or use all as they are with --reference-check report."
         )
+
+
+def ask_references(
+    encoder: Encoder,
+    prompts: Sequence[str],
+    refusals: Sequence[str],
+    *,
+    text: bool = True,
+    console: Console | None = None,
+) -> References:
+    """Ask the base model; without `text` no answer is kept, no console shows no progress."""
+    from lunar_tune.engine.decoding import answer_texts
+
+    said = answer_texts(
+        encoder.loaded,
+        encoder.prompts(prompts),
+        max_new_tokens=ANSWER_TOKENS,
+        what="reference prompts",
+        console=console,
+    )
+    answers = [answer for answer, _ in said]
+    declined = tuple(row for row, answer in enumerate(answers) if declines(answer, refusals))
+    rows = [row for row in range(len(answers)) if row not in declined]
+    declining, answering = (
+        tuple((prompts[row], answers[row]) for row in some[: SHOWN if text else 0])
+        for some in (declined, rows)
+    )
+    return References(
+        asked=len(prompts), declined=declined, declining=declining, answering=answering
+    )
 
 
 def _said(example: Sequence[str]) -> str:

@@ -153,8 +153,7 @@ def unlearn(
     worker = Worker(spec)
     worker.check_references()
     if console is not None and worker.references is not None:
-        for line in worker.references.lines(spec.reference_check):
-            say(console, line)
+        worker.references.show(console, spec.reference_check)
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full, reported=True) if baseline else None
 
@@ -188,11 +187,13 @@ def asking(
     max_new_tokens: int = 128,
 ) -> Iterator[Callable[[Sequence[str]], list[SideBySide]]]:
     """Inside, both models answer, greedily; the fit ends after `epochs`, as its trial's did."""
-    from lunar_tune.finetuning.finetune import greedy_answers
+    from lunar_tune.engine.decoding import answer_texts
+    from lunar_tune.training.answer_loss import Encoder
     from lunar_tune.trial.worker import Worker
 
     worker = Worker(dataclasses.replace(spec, metrics=()))
     loaded, data, held = worker.loaded, spec.data, spec.data.held_out
+    encoder = Encoder(loaded, spec.chat)
     sets = {
         "factual": (*data.factual, *(held.factual if held is not None else ())),
         "retain": (*data.fit_retain, *data.retain, *(held.retain if held is not None else ())),
@@ -205,7 +206,10 @@ def asking(
     }
 
     def answers(questions: Sequence[str]) -> list[str]:
-        return greedy_answers(loaded, questions, spec.chat, max_new_tokens=max_new_tokens)
+        said = answer_texts(
+            loaded, encoder.prompts(questions), max_new_tokens=max_new_tokens, what="questions"
+        )
+        return [answer for answer, _ in said]
 
     def ask(questions: Sequence[str]) -> list[SideBySide]:
         questions = [composed(question) for question in questions]

@@ -16,28 +16,20 @@ from lunar_tune.config.options import AUTO
 from lunar_tune.display import Concise
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
-from lunar_tune.engine.decoding import ROWS_PER_BATCH, generate_tokens
 from lunar_tune.errors import EditedModelError, InputError, TrialError
 from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, UnlearningTask
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.methods.lunar.method import edited
-from lunar_tune.metrics.declining import declines
 from lunar_tune.metrics.embedding import load_sentence_embedder
 from lunar_tune.metrics.evaluate import Evaluation
 from lunar_tune.metrics.goal import EMBEDDINGS, need_of
-from lunar_tune.models.device import (
-    SMALL_MODEL,
-    BatchSize,
-    DeviceMemory,
-    limit_threads,
-    shown_dtype,
-)
+from lunar_tune.models.device import SMALL_MODEL, DeviceMemory, limit_threads, shown_dtype
 from lunar_tune.models.fingerprint import check_same, fingerprint, number_format_of
 from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.evaluator import Check, Judge, drive
-from lunar_tune.trial.references import ANSWER_TOKENS, SHOWN, References
+from lunar_tune.trial.references import References, ask_references
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -130,27 +122,10 @@ class Worker:
     @cached_property
     def references(self) -> References | None:
         """What the base model does with the reference prompts; None where that is not asked."""
-        spec, loaded = self.spec, self.loaded
+        spec, data = self.spec, self.spec.data
         if spec.known_references is not None or not spec.checks_references:
             return spec.known_references
-        prompts = self.encoder.prompts(spec.data.reference_prompts)
-        batch = BatchSize(ROWS_PER_BATCH[loaded.device.type], "the reference prompts")
-        ask = partial(generate_tokens, loaded, prompts, max_new_tokens=ANSWER_TOKENS)
-        tokens = batch.fit(lambda size: ask(batch_size=size))
-        answers = loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        declined = [declines(answer, spec.data.refusals) for answer in answers]
-        asked = list(zip(spec.data.reference_prompts, answers, declined, strict=True))
-        declining, answering = (
-            [(prompt, answer) for prompt, answer, is_declined in asked if is_declined is kind]
-            for kind in (True, False)
-        )
-        shown = SHOWN if spec.text else 0
-        return References(
-            asked=len(asked),
-            declined=tuple(row for row, is_declined in enumerate(declined) if is_declined),
-            declining=tuple(declining[:shown]),
-            answering=tuple(answering[:shown]),
-        )
+        return ask_references(self.encoder, data.reference_prompts, data.refusals, text=spec.text)
 
     @property
     def reference_prompts(self) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def test_what_a_model_answers_becomes_data_and_what_it_declines_reference_prompt
     assert read_prompts(Path("knows/references.json")) == PROMPTS[:11]
     assert re.search(r"edge +asked +kept +asked twice +declined\n", result.output)
     assert re.search(r"A_B +13 +12 +1 +0\nB_C +13 +12 +0 +1", result.output)
-    assert "declines: 11 of 12 (92%)" in result.output
+    assert "reference prompts: 11 of 12 are declined" in result.output
     (command,) = [line for line in result.output.splitlines() if "lunar_tune.search" in line]
     assert without_ray(search, *shlex.split(command)[3:], "--dry-run").exit_code == 0
     assert read_records(kept()) == tuple(KNOWN)
@@ -87,7 +87,7 @@ def test_what_a_model_answers_becomes_data_and_what_it_declines_reference_prompt
     own = ("--questions", "own.txt", "--edge", "mine", "--reference-prompts", "none")
     result = without_ray(COMMAND, "--model", model, *own)
     assert "all pairs have one edge" in result.output
-    assert "declines" not in result.output
+    assert "reference prompts:" not in result.output
 
 
 def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(

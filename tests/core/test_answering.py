@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from unittest.mock import Mock
 
 import engine_cases as cases
@@ -14,6 +15,7 @@ from lunar_tune.engine import answering, slot_decoding
 from lunar_tune.engine.decoding import AnswerRules, generate_tokens, token_budget
 from lunar_tune.engine.slot_decoding import REMEMBERED, Guesser
 from lunar_tune.methods.lunar.method import edited
+from lunar_tune.models.device import DeviceMemory
 from lunar_tune.models.loading import LoadedModel
 
 Load = Callable[..., LoadedModel]
@@ -68,6 +70,24 @@ def test_plain_decoding_ignores_a_penalty(loaded: Load) -> None:
     finally:
         model.model.generation_config.repetition_penalty = 1.0
     assert generate_tokens(model, [], max_new_tokens=4) == []
+
+
+def test_a_batch_of_plain_decoding_is_what_memory_holds(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values by hand: 2 of a token and block, times heads, their size and 4 bytes."""
+    model, sizes = cases.with_eos(loaded("qwen3"), cases.NEVER), list[int]()
+    config, longest = model.model.config, max(map(len, cases.PROMPTS))
+    keys = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    row = (longest + LONGEST) * keys + 8 * config.vocab_size
+    row += longest * 8 * 4 * config.intermediate_size
+    answered = partial(generate_tokens, model, cases.PROMPTS, max_new_tokens=LONGEST)
+    expected = answered()
+    for free, most in ((0, 1), (2 * row - 1, 1), (3 * row, 3)):
+        monkeypatch.setattr(DeviceMemory, "free_bytes", lambda _, free=free: free)
+        sizes.clear()
+        assert answered(on_batch=sizes.append) == expected
+        assert (max(sizes), sum(sizes)) == (most, len(cases.PROMPTS))
 
 
 def test_a_budget_is_twice_the_longest_true_answer_or_32() -> None:

@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from lunar_tune.display import Screen, say, shown_duration, warn
+from lunar_tune.display import Screen, encodable, say, shown_duration, warn
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
-from lunar_tune.report.progress import RECORD, SearchDisplay, encodable, search_log, working
+from lunar_tune.report.progress import RECORD, SearchDisplay, search_log, working
 from lunar_tune.study.rows import FAILED, TrialRow
 
 

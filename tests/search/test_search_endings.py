@@ -86,7 +86,7 @@ def test_reference_prompts_that_the_model_answers_end_a_search(
     assert "none of 2 reference prompts are declined by the base model" in done.stderr
     assert not (tmp_path / "runs/n").exists(), "the name stays free"
     answers = iter([True, False])
-    monkeypatch.setattr("lunar_tune.trial.worker.declines", lambda *_: next(answers))
+    monkeypatch.setattr("lunar_tune.trial.references.declines", lambda *_: next(answers))
     done = here(asked, tmp_path, "--force", "--num-trials", "1")
     assert done.exit_code in {0, 3}, done.stderr
     assert "reference prompts: 1 of 2 are declined and used; a direction" in done.stdout

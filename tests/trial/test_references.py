@@ -22,7 +22,7 @@ from lunar_tune.export.export_job import assemble_again
 from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.reference import unlearning_vector
 from lunar_tune.study.stored_search import StoredSearch
-from lunar_tune.trial import worker as worker_module
+from lunar_tune.trial import references as references_module
 from lunar_tune.trial.references import LEAST_DECLINED, References
 from lunar_tune.trial.single import unlearn
 from lunar_tune.trial.spec import TrialSpec
@@ -42,8 +42,8 @@ def declines(answer: str, _: object = ()) -> bool:
 
 @pytest.fixture(autouse=True)
 def _declining(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "declines", declines)
-    monkeypatch.setattr(worker_module, "ANSWER_TOKENS", BUDGET)
+    monkeypatch.setattr(references_module, "declines", declines)
+    monkeypatch.setattr(references_module, "ANSWER_TOKENS", BUDGET)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_vector_is_that_of_the_prompts_which_generate_answers_by_declining(
     used = {"declined": [PROMPTS[row] for row in declined], "report": PROMPTS, "never": PROMPTS}
     for check, texts in used.items():
         if check == "never":
-            monkeypatch.setattr(worker_module, "generate_tokens", None)
+            monkeypatch.setattr("lunar_tune.trial.worker.ask_references", None)
         worker = Worker(made(reference_check=check))
         reference = [prompt_of(tokenizer, text) for text in texts]
         assert isinstance(worker.prepared, PreparedLunar)
@@ -110,7 +110,7 @@ def test_what_a_worker_is_told_it_does_not_ask(
     note = json.loads(json.dumps(dataclasses.asdict(first.references)))
     known = References.read(note)
     assert known == first.references
-    monkeypatch.setattr(worker_module, "declines", None)
+    monkeypatch.setattr(references_module, "declines", None)
     task = Task(kind=TRIAL, number=0, parameters=SETTING, known_references=known)
     later = TaskRunner(made()).run(task)
     assert later.result is not None
@@ -136,7 +136,7 @@ def test_too_few_end_a_run_before_the_first_trial_and_say_what_to_do(
         assert said is not None
         assert said.startswith(f"{counts[0] or 'none'} of {counts[1]} reference prompts are decl")
         assert References(asked=counts[1], declined=()).problem("report") is None
-    monkeypatch.setattr(worker_module, "declines", lambda *_: False)
+    monkeypatch.setattr(references_module, "declines", lambda *_: False)
     run = small_run(checkpoint("qwen2"), tmp_path, solver="closed_form", reference_check="declined")
     with pytest.raises(InputError, match="none of 2 reference prompts") as caught:
         unlearn(run, SETTING)
@@ -172,7 +172,7 @@ def test_a_search_keeps_which_prompts_it_used_and_its_export_uses_them(
     assert notes["facts"]["reference prompts"] == summary
     assert notes["description"]["parameters"]["reference_prompts"].startswith(f"{summary}, SHA-256")
     asked = Mock(side_effect=AssertionError("it is known"))
-    monkeypatch.setattr(worker_module, "declines", asked)
+    monkeypatch.setattr(references_module, "declines", asked)
     spec = assemble_again(search, problems := Mock(messages=[]))
     assert problems.messages == []
     again = Worker(spec).run(SETTING, full=True)
