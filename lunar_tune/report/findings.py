@@ -110,20 +110,20 @@ class Findings:
         asked = self.of_set("forget")
         if asked.empty or (asked["ended"].isna() & (asked["rouge_l"] < 1)).any():
             return ""
-        ended, cut, left = map(asked["ended"].tolist().count, (True, False, None))
-        count = f"of {len(asked)} forget answers"
-        text = f"{ended} {count}"
+        ended, cut = map(asked["ended"].tolist().count, (True, False))
+        repeating, none = self.repeating.get("forget", 0), 0
+        text = f"{ended} of {len(asked)} forget answers end by themselves"
         if asked["refused"].notna().all():
             refused, none = asked["refused"].sum(), asked["degenerate"].sum()
-            text = f"{refused} {count} decline, {none} are degenerate; {ended}"
-        repeating, budget = self.repeating.get("forget", 0), f"{self.max_new_tokens} tokens"
-        text += f" end by themselves, {cut - repeating} were cut at {budget}"
-        text += f", {left} were stopped once they had given the true answer" if left else ""
-        if in_all := sum(self.repeating.values()):
-            text += f", {repeating} were ended since they only repeat themselves. {in_all} of all "
-            text += f"answers do; up to {budget} each, all of them together would have had "
-            text += f"{self.whole_cost:.2g} times as many tokens, and no other ROUGE unless an "
-            text += "answer left its repetition"
+            text = f"{refused} of {len(asked)} forget answers decline, {none} are degenerate"
+        how = [f"{cut - repeating} cut at {self.max_new_tokens} tokens"] if cut > repeating else []
+        if repeating:
+            how.append(f"{repeating} only repeating {'itself' if repeating == 1 else 'themselves'}")
+        if how:  # a trial's budget may cut what is not degenerate
+            text += f" ({', '.join(how)})" if cut <= none else f"; {', '.join(how)}"
+        if self.repeating:
+            text += f". Decoding all answers to {self.max_new_tokens} tokens would have taken "
+            text += f"{self.whole_cost:.2g} times as many tokens"
         return text
 
     @property
@@ -263,7 +263,7 @@ def _not_declining(best: Findings, search: StoredSearch) -> Iterator[str]:
         return
     none = best.scores.get("forget_degenerate", _share(asked["degenerate"]))
     text = f"{refused:.0%} of the forget answers decline, {none:.0%} are degenerate"
-    declining = next(_declining(best.row, search), None)
+    declining = _declining(best.row, search)
     if declining is not None:
         row, share = declining
         objective = search.goal.objective.name
@@ -279,14 +279,15 @@ def _not_declining(best: Findings, search: StoredSearch) -> Iterator[str]:
     yield text
 
 
-def _declining(best: TrialRow, search: StoredSearch) -> Iterator[tuple[TrialRow, float]]:
-    """Return the feasible settings that decline, best first, by scores or else by kept answers."""
+def _declining(best: TrialRow, search: StoredSearch) -> tuple[TrialRow, float] | None:
+    """Return the best other setting that declines, by scores or else by kept answers."""
     for row in [row for row in best_first(search.rows) if row.number != best.number][:LOOKED_AT]:
         share = row.scores.get("forget_refused", math.nan)
         if math.isnan(share):
             share = _share(Findings.of(search, row).of_set("forget")["refused"])
         if share >= MOST:
-            yield row, share
+            return row, share
+    return None
 
 
 def _share(flags: pd.Series[Any]) -> float:

@@ -88,10 +88,7 @@ def test_the_summary_shows_answers_of_every_edge_and_those_that_lost_most(tmp_pa
     ]
     assert "    true, base model  the truth\n    unlearned         a [lie]\n" in text
     assert "    true, base model, unlearned  the truth\n" in text
-    said = (
-        "\n3 of 5 forget answers decline, 1 are degenerate; 3 end by themselves, 1 were cut at 512"
-    )
-    assert f"{said} tokens, 1 were" in text
+    assert "\n3 of 5 forget answers decline, 1 are degenerate (1 cut at 512 tokens)\n" in text
     assert "1 of 5 retain answers lost words (the worst below), most on retain 1 (ROUGE-1" in text
     assert "1.000, now 0.625); 0 of 1 factual answers lost words" in text
     assert len(text.splitlines()) < 40
@@ -104,9 +101,8 @@ def test_answers_that_were_ended_for_repeating_themselves_are_told_from_cut_ones
     told = {"repeating": {"forget": 1, "retain": 2}, "whole_cost": 3.52}
     results.study.notes["confirmed"] |= told
     for text in (summary(results, width=400), short_report(results)):
-        assert "0 were cut at 512 tokens" in text
-        assert "1 were ended since they only repeat themselves. 3 of all answers do" in text
-        assert "all of them together would have had 3.5 times as many tokens" in text
+        assert "1 are degenerate (1 only repeating itself). Decoding all answers to 512" in text
+        assert "tokens would have taken 3.5 times as many tokens" in text
         assert "bfloat16 (AMX)" in text
 
 
@@ -124,7 +120,7 @@ def test_without_texts_or_answers_there_are_numbers_alone(tmp_path: Path) -> Non
     path = results.folder.answers(0, full=True)
     write_answers(path, ANSWERS, (), text=False)
     text = summary(results)
-    assert "3 of 5 forget answers end by themselves" in text
+    assert "3 of 5 forget answers end by themselves; 1 cut at 512 tokens" in text
     assert "Q forget" not in text
     path.unlink()
     assert "answers" not in summary(results)
