@@ -37,7 +37,7 @@ from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
 from lunar_tune.metrics.goal import Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
-from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype, shown_dtype
+from lunar_tune.models.device import dtype_of, resolve_device, shown_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredConfig
@@ -109,9 +109,7 @@ class SearchPlan:
         weights = f" with {model.weights}" if model.weights else ""
         number_format = "the first worker's choice"  # on another machine
         if config.address is None:
-            device = resolve_device(model.device)
-            dtype = resolve_dtype(model.dtype, device, n_parameters(model))
-            number_format = shown_dtype(dtype, device)
+            number_format = shown_dtype(dtype_of(model), resolve_device(model.device))
         return {
             "model": model.name + (f" ({source})" if source != model.name else "") + weights,
             "number format": number_format,

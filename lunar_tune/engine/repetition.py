@@ -13,8 +13,10 @@ def period_of(said: Sequence[int], *, longest: int, least: int) -> int:
     for period in range(1, min(longest, len(said) // 2) + 1):
         compared = max(least - 1, period)
         end = len(said)
-        if end >= compared + period and (
-            said[end - compared :] == said[end - compared - period : end - period]
+        if (
+            said[-1] == said[-1 - period]
+            and end >= compared + period
+            and (said[end - compared :] == said[end - compared - period : end - period])
         ):
             return period
     return 0
@@ -25,10 +27,8 @@ def first_repetition(said: Sequence[int], *, longest: int, least: int) -> tuple[
 
     It is the first one for which `period_of` gives one; None where there is none.
     """
-    equal = [0] * (longest + 1)  # by period: tokens in a row, up to here, that are repeated ones
-    for place, token in enumerate(said):
-        for period in range(1, min(longest, place) + 1):
-            equal[period] = equal[period] + 1 if token == said[place - period] else 0
-            if equal[period] >= max(least - 1, period):
-                return place + 1, period
+    window = max(least - 1, longest) + longest  # more is not compared
+    for end in range(len(said) + 1):
+        if period := period_of(said[max(0, end - window) : end], longest=longest, least=least):
+            return end, period
     return None

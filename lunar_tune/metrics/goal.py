@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
-from lunar_tune.metrics.means import error_name, errors_of
+from lunar_tune.metrics.means import error_name
 from lunar_tune.registry import Registry
 
 if TYPE_CHECKING:  # it imports numpy
@@ -343,7 +343,7 @@ def in_words(bounds: Iterable[Constraint]) -> str:
 
 def is_score(name: str) -> bool:
     """Say whether a name is that of a metric, or of its standard error."""
-    return name in METRICS or any(one in METRICS for one in errors_of({name: 0.0}))
+    return name.removesuffix(error_name("")) in METRICS
 
 
 def score_label(name: str) -> str:

@@ -82,6 +82,11 @@ def resolve_dtype(dtype: str, device: torch.device, parameters: float | None = N
     return resolved
 
 
+def dtype_of(model: ModelSpec) -> torch.dtype:
+    """Return the number format of a model's weights on this machine, or raise an InputError."""
+    return resolve_dtype(model.dtype, resolve_device(model.device), n_parameters(model))
+
+
 def shown_dtype(dtype: torch.dtype, device: torch.device) -> str:
     """Return a number format's name, and what computes with it, to show."""
     name = str(dtype).removeprefix("torch.")
@@ -216,7 +221,7 @@ def check_fits(
     device, parameters = resolve_device(model.device), n_parameters(model)
     if device.type != "cuda" or parameters is None:
         return
-    dtype = resolve_dtype(model.dtype, device, parameters)
+    dtype = dtype_of(model)
     need = memory_needed(parameters, TRAINED_BYTES if trained else dtype.itemsize)
 
     def memory_of(number: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from lunar_tune.config.options import AUTO, OWN
 from lunar_tune.errors import ModelError
 from lunar_tune.models.catalog import ModelSpec
 from lunar_tune.models.chat import ChatFormat
-from lunar_tune.models.device import n_parameters, resolve_device, resolve_dtype
+from lunar_tune.models.device import dtype_of
 from lunar_tune.models.digests import digest_of, weights_digest
 from lunar_tune.models.loading import LoadedModel, load_config
 
@@ -40,14 +40,13 @@ def told_apart(model: ModelSpec) -> dict[str, Any]:
         if folder
         for file in sorted(Path(folder).glob("*.safetensors"))
     ]
-    dtype = resolve_dtype(model.dtype, resolve_device(model.device), n_parameters(model))
     return {
         "base": model.name,
         "source": model.source,
         "weights": model.weights,
         "revision": commit,
         "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else None,
-        "dtype": str(dtype),
+        "dtype": str(dtype_of(model)),
     }
 
 

@@ -19,7 +19,7 @@ from lunar_tune.models.adapters import merge_adapter
 from lunar_tune.models.catalog import CATALOG, FETCHED, ModelSpec, read_lineage
 from lunar_tune.models.chat import OWN_FORMAT, PUBLISHED, ChatFormat
 from lunar_tune.models.chat_encoder import ChatEncoder
-from lunar_tune.models.device import is_out_of_memory, n_parameters, resolve_device, resolve_dtype
+from lunar_tune.models.device import dtype_of, is_out_of_memory, resolve_device
 from lunar_tune.models.digests import adapter_digest
 from lunar_tune.models.layout import BlockLayout, layout_of
 from lunar_tune.models.weights import is_adapter
@@ -94,8 +94,7 @@ def load_model(spec: ModelSpec, chat: ChatFormat = OWN_FORMAT) -> LoadedModel:
     tokenizer = load_tokenizer(spec)
     options: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     options["attn_implementation"] = config._attn_implementation
-    dtype = resolve_dtype(spec.dtype, device, n_parameters(spec))
-    model = load_weights(AutoModelForCausalLM, spec, dtype=dtype, **options)
+    model = load_weights(AutoModelForCausalLM, spec, dtype=dtype_of(spec), **options)
     merged_from = None
     if spec.weights is not None and is_adapter(Path(spec.weights)):
         merged_from = adapter_digest(model, Path(spec.weights))

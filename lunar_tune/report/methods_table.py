@@ -32,7 +32,6 @@ from lunar_tune.study.rows import (
     COMPLETE,
     FAILED,
     HEADLINE_SCORES,
-    VERDICTS,
     TrialRow,
     best_first,
     nearest_first,
@@ -54,8 +53,14 @@ _FORMULA = (
     r"^(?=[=+\-@\t\r])"  # before a text that a spreadsheet would compute, as OWASP lists them
 )
 STRENGTHS = ("learning_rate", "ridge")
-_SHOWN = (*HEADLINE_SCORES, *VERDICTS)
-_SCORES = ("forget R1", "retain R1", "factual R1", "deviation", "refused", "degenerate")
+_SHOWN = {  # scores, and what their columns are called
+    "forget_rouge1": "forget R1",
+    "retain_rouge1": "retain R1",
+    "factual_rouge1": "factual R1",
+    "deviation_score": "deviation",
+    "forget_refused": "refused",
+    "forget_degenerate": "degenerate",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,10 +223,10 @@ def print_methods_table(console: Console, table: pd.DataFrame) -> None:
     """Show the cells of every seed."""
     several = table["seed"].nunique() > 1
     shown = Table("model", "data", "method", "", box=None, pad_edge=False, header_style="bold")
-    for column in ("forget", "retain", "factual", "deviation", "refused", "degenerate"):
-        shown.add_column(column, justify="right")
+    for column in _SHOWN.values():
+        shown.add_column(column.removesuffix(" R1"), justify="right")
     for one in table.to_dict("records"):
-        method = f"{one['method']} ({one['variant']})" + f" seed {one['seed']}" * several
+        method = f"{one['method']} ({one['variant']})" + (f" seed {one['seed']}" if several else "")
         names = escape(one["model"]), escape(one["data"] or "own")
         shown.add_row(*names, method, one["state"], *score_cells(one, _SHOWN))
     console.print(shown)
@@ -251,21 +256,21 @@ def _row(seeds: pd.DataFrame, escape: Callable[[str], str], italic: str) -> dict
             for name, value in best[_setting(seeds)].dropna().items()
         )
     )
-    scores = [_spread(alike, name) for name in _SHOWN]
+    scores = {column: _spread(alike, name) for name, column in _SHOWN.items()}
     if best["state"] != FEASIBLE:
         said = best["state"] + (f": {printable(best['reason'])}" if best["reason"] else "")
         setting = f"{italic.format(escape(said))} {setting}".rstrip()
-        scores = [italic.format(score) if score else "" for score in scores]
+        scores = {column: score and italic.format(score) for column, score in scores.items()}
     as_good, low, high = "", best["tolerance_low"], best["tolerance_high"]
     if low is not None:
         as_good = f"{low:.2g} … {high:.2g} (x{high / low:.2g})"
-    of_all = f"{len(alike)} of " * (len(alike) < len(seeds))
+    of_all = f"{len(alike)} of " if len(alike) < len(seeds) else ""
     return {
         "model": escape(best["model"]),
         "data": escape(best["data"]),
         "method": escape(method),
         "tuned setting": setting,
-        **dict(zip(_SCORES, scores, strict=True)),
+        **scores,
         "trials": f"{seeds['trials'].sum()} ({seeds['feasible_trials'].sum()})",
         "time (s)": f"{seeds['seconds'].sum():.1f}",
         "as good (within .05)": as_good,

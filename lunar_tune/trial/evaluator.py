@@ -212,7 +212,7 @@ class Judge:
             return evaluation
         prompts = self._encoder.prompts([row.question for row in rows])
         pairs = [
-            Pair(prompt, (*read.tokens[place], *[self._encoder.end] * bool(row.ended)))
+            Pair(prompt, read.tokens[place] + ((self._encoder.end,) if row.ended else ()))
             for row, prompt, place in zip(
                 rows, prompts, self.activations.rows_of(prompts), strict=True
             )
