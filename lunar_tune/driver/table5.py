@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -36,6 +37,7 @@ from lunar_tune.report.methods_table import (
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_search import EARLIER, OWN_DATA, StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.tracking.address import default_tracking_uri
 from lunar_tune.tracking.runs import RunContent
@@ -111,7 +113,7 @@ class TableRun:
         problems = Problems()
         for cell in cells:
             with problems.collect():
-                plan = plan_search(cell.config(shared))
+                plan = plan_search(self._config(cell))
                 self._plans[cell] = plan
                 try:
                     check_unchanged(plan, self._folder(cell))
@@ -124,6 +126,19 @@ class TableRun:
 
     def _folder(self, cell: Cell) -> Folder:
         return Folder((self._shared.output / cell.name).resolve())
+
+    def _config(self, cell: Cell) -> SearchConfig:
+        """Return a cell's search; one that has begun keeps what an earlier version took it for."""
+        config, stored = cell.config(self._shared), StoredConfig.begun(self._folder(cell))
+        if stored is None:
+            return config
+        kept = OWN_DATA if config.data is None else ()
+        left_open = [name for name in kept if getattr(config, name) is None]
+        for name, origin in stored.origins.items():
+            if origin == EARLIER and getattr(config, name) == getattr(SearchConfig, name):
+                left_open.append(name)
+        values = {name: getattr(stored.search, name) for name in left_open}
+        return dataclasses.replace(config, **values)
 
     def _table(self) -> pd.DataFrame:
         studies = {cell: StoredStudy.read(self._folder(cell).journal) for cell in self._plans}
@@ -181,7 +196,9 @@ class TableRun:
         try:
             for label, text in {**plan.spec.lost_letters, **finetuning_fact(plan)}.items():
                 say(self._console, f"{label.strip()}: {text}")
-            return run_search(plan, self._console, given={}, arguments=None)[0]
+            stored = StoredConfig.begun(folder)
+            given = stored.origins if stored is not None else {}
+            return run_search(plan, self._console, given=given, arguments=None)[0]
         except InputError as error:  # all else, a full disk for example, is every cell's affair
             self._console.print(
                 f"[yellow]the cell was not run:[/yellow] {escape(str(error))}", soft_wrap=True

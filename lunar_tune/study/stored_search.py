@@ -47,7 +47,7 @@ from lunar_tune.yaml_files import read_yaml, write_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT, DERIVED = "default", "derived"
+DEFAULT, DERIVED, EARLIER = "default", "derived", "an earlier version"
 OWN_DATA = ("data", "factual_data", "reference_prompts")
 """Options that stay what they were found to be, also where a later version would find another."""
 _LISTED = 10  # numbers of trials that an error lists in full
@@ -137,7 +137,7 @@ class StoredConfig(Concise):
         values = {name: value for name, value in values.items() if name not in permissions}
         values |= {"output": folder.path.parent, "name": folder.name}
         origins = {key: str(said.get("origin")) for key, said in told.items()}
-        origins |= dict.fromkeys(missing, "an earlier version")
+        origins |= dict.fromkeys(missing, EARLIER)
         return cls(
             search=SearchConfig(**values),
             origins={key: one for key, one in origins.items() if one not in {DEFAULT, DERIVED}},

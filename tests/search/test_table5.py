@@ -39,9 +39,11 @@ from lunar_tune.report.methods_table import (
 )
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import configured
 from lunar_tune.trial.worker import Worker
+from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CELL = Cell(model="tiny", data="mini", method="lunar", variant="adamw", seed=0)
 GA = dataclasses.replace(CELL, method="ga", variant="full")
@@ -294,6 +296,28 @@ def test_a_cell_that_was_refused_is_planned_again(tmp_path: Path) -> None:
     shown = io.StringIO()
     TableRun([GA], shared, Console(file=shown, width=120)).show_plan()
     assert f"{GA.name}: 0 of 30 trials completed" in shown.getvalue()
+
+
+def test_a_cell_of_an_earlier_version_keeps_what_it_was_taken_for(tmp_path: Path) -> None:
+    """The data that a model is taken to know were others, and reference prompts were not asked."""
+    own = Cell(model="qwen2.5-7b", data="", method="lunar", variant="adamw", seed=0)
+    shared = SearchConfig(output=tmp_path, device="cpu")
+    data = {"data": "contracts", "factual_data": "factual", "reference_prompts": "unverifiable"}
+    config = dataclasses.replace(own.config(shared), **data, reference_check="never")
+    plan = plan_search(config)
+    folder = Folder(tmp_path / own.name)
+    told(folder.path, [(0.1, 0.9)], signature=signature_of(plan))
+    resolved = {"space": plan.space.to_dict()}
+    text = configuration_document(config, given={}, derived=data, resolved=resolved)
+    document = read_yaml(text)
+    assert document["options"].pop("reference_check")["value"] == "never"
+    folder.config.write_text(write_yaml(document))
+    shown = io.StringIO()
+    TableRun([own], shared, Console(file=shown, width=120)).show_plan()
+    assert f"{own.name}: 1 of 30 trials completed" in shown.getvalue()
+    other = dataclasses.replace(shared, reference_check="report")
+    with pytest.raises(InputError, match="was searched with other settings"):
+        TableRun([own], other, Console(quiet=True))
 
 
 @pytest.mark.slow
