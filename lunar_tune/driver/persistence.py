@@ -16,9 +16,10 @@ from pydantic_core import to_jsonable_python
 
 from lunar_tune import __version__
 from lunar_tune.config.fields import flag_of, options_of
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import AUTO, SearchConfig
 from lunar_tune.data.records import prompts_digest, records_digest
 from lunar_tune.driver.plan import SearchPlan
+from lunar_tune.driver.space_sources import LOST_SPACE, WHOLE_SPACE
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
@@ -77,6 +78,8 @@ def search_document(
     }
     if spec.model.origin:
         resolved["model_origin"] = spec.model.origin
+    if plan.whole_space is not None:
+        resolved[WHOLE_SPACE] = plan.whole_space.to_dict()
     if prior is not None:
         resolved["layer_prior"] = {"made_of_it": plan.layers, **prior.model_dump(mode="json")}
     if (lineage := read_lineage(spec.model.checkpoint)) is not None:
@@ -209,17 +212,21 @@ def check_unchanged(plan: SearchPlan, folder: Folder) -> str | None:
     before = StoredStudy.read(folder.journal).notes.get("signature")
     if before is None or plan.spec.data.unanswered or before == signature_of(plan):
         return None
-    version = None
+    told: Mapping[str, Any] = {}
     with suppress(InputError):  # a mirror, which may be missing
-        version = StoredConfig.read(folder).resolved.get("version")
+        told = StoredConfig.read(folder).resolved
+    version = told.get("version")
     if version not in (None, __version__):
         return (
             f"{folder.name} was begun with lunar-tune {version}, whose defaults may differ from "
             f"those of {__version__}"
         )
+    advice = "Put back the data and space that the search had, or start a new search."
+    if plan.config.layer_prior == AUTO and WHOLE_SPACE not in told:
+        advice += f" {LOST_SPACE}"
     raise InputError(
         f"{folder.path} was searched with other settings or data, so new trials would not compare. "
-        "Put back the data and space that the search had, or start a new search."
+        f"{advice}"
     )
 
 

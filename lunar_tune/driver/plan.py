@@ -23,7 +23,7 @@ from lunar_tune.config.options import (
 from lunar_tune.data.records import Record
 from lunar_tune.driver.backends.cluster import check_address, check_gpus
 from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, described
-from lunar_tune.driver.space_sources import load_space, narrowed
+from lunar_tune.driver.space_sources import load_space, narrowed, space_begun_with
 from lunar_tune.driver.starting_points import (
     LAYER_PRIOR,
     StartingPoint,
@@ -40,7 +40,6 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.device import dtype_of, resolve_device, shown_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import (
     assemble,
@@ -67,6 +66,7 @@ class SearchPlan:
     points: tuple[StartingPoint, ...]  # all settings that are to be tried first, as they were found
     starts: str  # what became of them, to show
     prior: LayerPrior | None = None  # scored layers, once they are known
+    whole_space: SearchSpace | None = None  # the space before they narrowed it
     layers: str | None = None  # what scored layers made of the space, to show
     prompts: Mapping[str, str] = field(default_factory=dict)  # the first of each set, to show
 
@@ -148,7 +148,8 @@ class SearchPlan:
             setting = {**self.usual, LAYER: best}
             points.insert(0, StartingPoint(setting, "the best layer by s1 - s2"))
         space, starts = fitting(points, space)
-        return dataclasses.replace(self, space=space, starts=starts, prior=prior, layers=text)
+        found = dataclasses.replace(self, prior=prior, whole_space=self.space, layers=text)
+        return dataclasses.replace(found, space=space, starts=starts)
 
 
 def plan_search(
@@ -223,10 +224,7 @@ def _plan(
     metrics = (*options.metrics, *(goal.metrics if goal else ()))
     spec = assemble(dataclasses.replace(options, metrics=metrics), answers)
     n_layers = known_depth(config) or int(load_config(spec.model).num_hidden_layers)
-    begun_with = None
-    if config.resume is not None and config.space is None and config.layer_prior is None:
-        stored = StoredConfig.begun(Folder((config.output / config.resume).resolve()))
-        begun_with = stored.resolved.get("space") if stored is not None else None
+    begun_with = space_begun_with(config)
     space = load_space(
         config.space,
         spec.method,
@@ -241,7 +239,7 @@ def _plan(
     if NONE not in config.start_from:
         points += [StartingPoint(point, "the space's own") for point in space.starting_points]
     usual, option = usual_point(space), f"{LAYER_PRIOR} {config.layer_prior}"
-    if config.layer_prior is not None:
+    if config.layer_prior is not None and begun_with is None:
         check_has_choice(space, option=option)
     if config.layer_prior == AUTO and usual["coefficient"] == 0:
         raise InputError(

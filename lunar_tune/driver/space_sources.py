@@ -16,7 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pydantic import ValidationError
 
 from lunar_tune.config.fields import types_of
-from lunar_tune.config.options import SearchConfig, read_assignments, read_range
+from lunar_tune.config.options import AUTO, SearchConfig, read_assignments, read_range
 from lunar_tune.driver.space import (
     KINDS,
     LAYER,
@@ -32,15 +32,43 @@ from lunar_tune.driver.space import (
     numbers_in,
 )
 from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
-from lunar_tune.files import shipped_folder, shipped_spaces
+from lunar_tune.files import is_file, is_plain, shipped_folder, shipped_spaces
 from lunar_tune.methods.contract import Method
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 
 DEFAULT: Final = "default"
 # A rate or a relative ridge of zero or less means nothing, whatever the method.
 POSITIVE: Final = ("learning_rate", "ridge")
+WHOLE_SPACE: Final = "space_before_layers"  # in `config.yaml`: before scored layers narrowed it
+LOST_SPACE: Final = (
+    "It has not kept the space in which its layers were scored: if that is not shipped any more, "
+    "its results can still be read, and a new search goes on from its best setting (--start-from)."
+)
 SECTION_KEYS: Final = ("parameters", "starting_points")
 Points = list[dict[str, int | float]]
+
+
+def space_begun_with(config: SearchConfig) -> Mapping[str, Any] | None:
+    """Return the space of a search that is gone on with; None where it is read from its file.
+
+    An older search that scored its layers itself has not kept it. If its file is not shipped any
+    more either, that is an InputError.
+    """
+    named = config.space
+    is_shipped = named is None or named in shipped_spaces()
+    was_shipped = not is_shipped and is_plain(str(named)) and not is_file(Path(str(named)))
+    if config.resume is None or not (is_shipped or was_shipped):
+        return None
+    stored = StoredConfig.begun(Folder((config.output / config.resume).resolve()))
+    if stored is None or stored.search.space != named:
+        return None
+    space: Mapping[str, Any] | None
+    space = stored.resolved.get(WHOLE_SPACE if config.layer_prior == AUTO else "space")
+    if was_shipped and space is None:
+        raise InputError(f"{config.resume}: was begun with the space {named}. {LOST_SPACE}")
+    return space
 
 
 def load_space(
@@ -57,11 +85,12 @@ def load_space(
     a search has `begun_with` (`SearchSpace.to_dict`) it goes on with: shipped files may change.
     """
     name, variant = method.name, method.variant
-    path, content = _find(space, model_name), dict[str, Any]()
+    content: Mapping[str, Any]
     if begun_with is not None:
         path = Path(str(begun_with.get("origin")))
         content = {name: {variant: {key: begun_with.get(key) for key in SECTION_KEYS}}}
     else:
+        path = _find(space, model_name)
         content = read_yaml(path, error_class=SearchSpaceError)
     known = content.get(name)
     if space is None and not (isinstance(known, dict) and variant in known):

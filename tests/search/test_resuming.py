@@ -46,7 +46,7 @@ from lunar_tune.metrics.goal import goal_of
 from lunar_tune.secrets import without_password
 from lunar_tune.study.folder import Folder, find_search
 from lunar_tune.study.stored_search import StoredConfig, StoredSearch, configuration_document
-from lunar_tune.study.study import StoredStudy
+from lunar_tune.study.study import StoredStudy, keep_note
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import Task
 from lunar_tune.yaml_files import read_yaml, write_yaml
@@ -360,6 +360,34 @@ def test_a_search_goes_on_with_the_space_that_it_was_begun_with(tmp_path: Path) 
     assert again.parameters["coefficient"] == FloatDistribution(0.5, 3.0, log=True)
     assert again.parameters["layer"] == plan.space.parameters["layer"]
     assert again.starting_points == (point,)
+
+
+@pytest.mark.parametrize("named", [None, "tiny", "not-shipped-any-more"])
+@pytest.mark.parametrize("prior", [None, "auto"])
+def test_also_one_that_named_it_or_whose_scored_layers_narrowed_it(
+    prior: str | None, named: str | None, tmp_path: Path
+) -> None:
+    plan, folder = begun(tmp_path)
+    whole = plan.space.to_dict()
+    whole["parameters"] = whole["parameters"] | {"layer": {"type": "int", "low": 0, "high": 2}}
+    resolved = {"space": whole, "version": __version__}
+    if prior is not None:
+        narrow = whole["parameters"] | {"layer": {"type": "int", "low": 2, "high": 2}}
+        resolved |= {"space": whole | {"parameters": narrow}, "space_before_layers": whole}
+    config = dataclasses.replace(plan.config, space=named, layer_prior=prior)
+    given = {"resume": "n", "output": tmp_path / "runs"}
+
+    def again(**kept: Any) -> SearchPlan:
+        facts = {"given": {}, "derived": {}, "resolved": kept}
+        folder.config.write_text(configuration_document(config, **facts))
+        return plan_search(resumed(given, Problems())[0])
+
+    assert again(**resolved).space.values_of("layer") == (0, 1, 2)
+    if prior is not None:  # an older version has not kept it
+        resolved.pop("space_before_layers")
+        keep_note(folder.journal, "signature", "of another space")
+        with pytest.raises(InputError, match="not kept the space in which its layers were scored"):
+            check_unchanged(again(**resolved), folder)
 
 
 def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
     assert scored.layer_coefficient is None
     assert scored.space.parameters["layer"] == IntDistribution(2, 3)
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
+    kept = read_yaml(document_of(scored))["resolved"]["space_before_layers"]
+    assert kept["parameters"]["layer"]["high"] == 3
     assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
     assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
 
@@ -155,7 +157,7 @@ def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -
 
 def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Path) -> None:
     """Scores of another machine may differ in the last digits, and so may what they recommend."""
-    plan = planned(tmp_path, layer_prior="auto", name="n", resume=True)
+    plan = planned(tmp_path, layer_prior="auto", name="n", resume="n")
     folder = make_folder(plan.config, plan.spec)
     console = Console(record=True, file=StringIO(), width=200)
 
