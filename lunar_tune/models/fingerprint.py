@@ -25,20 +25,21 @@ taken with, and the digest. Those that were taken with something else do not com
 logger = logging.getLogger(__name__)
 
 
-def told_apart(model: ModelSpec) -> dict[str, Any]:
+def told_apart(model: ModelSpec, *others: str) -> dict[str, Any]:
     """Return what tells weights and number format from others before they are read.
 
-    That is a commit of the hub, of a folder names, sizes and times of its files. A model that
-    cannot be found is a ModelError.
+    That is a commit of the hub, of a folder names, sizes and times of its weights' files and of
+    `others`, patterns of names. A model that cannot be found is a ModelError.
     """
     commit = None
     if not Path(model.source).is_dir():
         commit = getattr(load_config(model), "_commit_hash", None) or model.revision
+    patterns = ("*.safetensors", *others)
     files = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]
         for folder in (model.source, model.weights)
         if folder
-        for file in sorted(Path(folder).glob("*.safetensors"))
+        for file in sorted({f for one in patterns for f in Path(folder).glob(one)})
     ]
     return {
         "base": model.name,

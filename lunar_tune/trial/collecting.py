@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 24
 """Token budget of an answer that becomes data: a sentence that names a fact ends within."""
+_ASKED_WITH = (
+    *("*config.json", "tokenizer*", "special_tokens_map*", "vocab*", "merges*"),
+    *("chat_template*", "*.jinja"),
+)
+"""What in a model's folder its answers depend on beside its weights."""
 LEFT_OUT = ("asked twice", "no end", "declined", "no words")
 """Why a question is not used: it stands there already, or its answer did not end within the budget,
 declines, or has no words for ROUGE."""
@@ -52,7 +57,7 @@ class Collection:
         questions = [(record.question, record.edge) for record in self.questions]
         asked = [self.chat.template, self.chat.system_prompt, self.chat.second_bos, questions]
         used = [self.refusals, self.rouge_tokenizer, self.max_new_tokens]
-        key = digest_of([told_apart(on_disk(self.model)), asked, used])[:16]
+        key = digest_of([told_apart(on_disk(self.model), *_ASKED_WITH), asked, used])[:16]
         name = safe_name(f"{self.name}-{self.model.name}")[:100]
         return cache_dir() / "collected" / f"{name}-{key}.json"
 

@@ -30,7 +30,7 @@ from lunar_tune.models import fingerprint
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
-from lunar_tune.trial.assemble import answered, assemble
+from lunar_tune.trial.assemble import answered, assemble, assemble_collection
 
 pytestmark = [
     pytest.mark.slow,
@@ -130,6 +130,16 @@ def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(
     rows = json.loads(kept().read_text())
     kept().write_text(json.dumps([rows[0] | {"answer": "Nothing."}, *rows[1:]]))
     assert "was searched with other settings or data" in refused(search, *again[:3], "3")
+
+
+def test_kept_answers_belong_to_what_a_model_is_asked_with(model: str) -> None:
+    job = assemble_collection(RunOptions(model=model))
+    job.keep(KNOWN)
+    assert job.kept() == tuple(KNOWN)
+    (Path(model) / "README.md").write_text("another")
+    assert job.kept() is not None
+    (Path(model) / "chat_template.jinja").write_text("{{ messages[0].content }} Answer:")
+    assert job.kept() is None
 
 
 def test_tiny_is_asked_like_any_model(model: str) -> None:
