@@ -51,7 +51,8 @@ def collect(options: CollectOptions, problems: Problems) -> None:
 
     The model is asked. Its own answers, as far as they end by themselves, are the truth that it is
     to forget or to keep, right or wrong; the prompts that it declines are the reference prompts. A
-    search whose data are `general`, as for most models is the default, does so by itself.
+    search whose data are `general`, as for most models is the default, does so by itself. What was
+    answered before is kept, and used.
 
     `lunar-tune collect --model smollm2-135m --save knows`
 
@@ -74,13 +75,12 @@ def collect(options: CollectOptions, problems: Problems) -> None:
         doing("loading torch")
         from lunar_tune.models.loading import load_model
         from lunar_tune.training.answer_loss import Encoder
-        from lunar_tune.trial.collecting import collect as ask
+        from lunar_tune.trial.collecting import ensure_collected
         from lunar_tune.trial.references import ask_references
     job = materialise(job, console)
     with console.status(f"loading {job.model.name}"):
         loaded = load_model(job.model, job.chat)
-    found = ask(loaded, job, console)
-    job.keep(found.records)
+    found = ensure_collected(job, console, loaded)
     _show(job, found, console)
     declined = tuple[str, ...]()
     if prompts:  # as a search asks them

@@ -94,10 +94,12 @@ def finetune_first(job: FinetuneJob, console: Console, tracker: Tracker, *, text
 
 
 def ask_first(plan: SearchPlan, console: Console) -> None:
-    """Ask a search's model what it knows, unless another process has; see `ensure_collected`."""
+    """Ask a search's model what it knows, unless it has been asked; see `ensure_collected`."""
     job = materialise(collection_of(plan.config), console)
+    if job.kept() is not None:  # another search has asked meanwhile, or a cell of the same table
+        return
     say(console, f"asking {job.model.name} {len(job.questions)} questions of {job.name}")
-    records = ensure_collected(job, console)
+    records = ensure_collected(job, console).records
     give_back()  # the workers are about to use the same GPU
     say(console, f"{len(records)} of its answers can be used; kept in {job.kept_file()}")
 

@@ -82,9 +82,7 @@ def start_search(
     elif (uri := problems.attempt(lambda: named_uri(config.tracking_uri))) != config.tracking_uri:
         config, told["tracking_uri"] = dataclasses.replace(config, tracking_uri=uri), URI_VARIABLE
     plan = plan_search(config, problems, doing)
-    spec = plan.spec
-    shown = first_prompts(spec.model, spec.chat, spec.first_questions)
-    plan = dataclasses.replace(plan, prompts=shown)
+    plan = _with_prompts(plan)
     doing(None)
     if folder is not None and (warning := check_unchanged(plan, folder)) is not None:
         warn(console, warning)
@@ -115,6 +113,13 @@ def start_search(
     return run_search(plan, console, given=told, arguments=arguments)
 
 
+def _with_prompts(plan: SearchPlan) -> SearchPlan:
+    """Return the plan with the first prompt of each set to show, or raise a ModelError."""
+    spec = plan.spec
+    shown = first_prompts(spec.model, spec.chat, spec.first_questions)
+    return dataclasses.replace(plan, prompts=shown)
+
+
 def _surroundings(config: SearchConfig) -> dict[str, str]:
     """Return what a search would meet, which is left as it is, or raise an InputError."""
     problems = Problems()
@@ -140,10 +145,11 @@ def run_search(
     """Run a planned search or raise an InputError; return the exit code and the folder."""
     if plan.spec.data.unanswered:
         ask_first(plan, console)
-        plan = plan_search(plan.config)  # with the answers
+        plan = _with_prompts(plan_search(plan.config))  # with the answers
         say(console, f"data: {plan.facts['data']}")
-        if plan.config.resume is not None:
-            check_unchanged(plan, Folder(plan.config.output / plan.config.resume))
+        begun = Folder(plan.config.output / str(plan.config.resume))
+        if plan.config.resume is not None and (warning := check_unchanged(plan, begun)) is not None:
+            warn(console, warning)
     alike, facts = None, {**plan.facts, **finetuning_fact(plan)}
     if plan.config.name is None:
         alike = unfinished_like(signature_of(plan), plan.config.output)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from lunar_tune.data.records import Record, read_records
 from lunar_tune.data.texts import normalised
+from lunar_tune.display import say
 from lunar_tune.errors import ModelError, UnknowingModelError
 from lunar_tune.files import cache_dir, replacing, safe_name
 from lunar_tune.metrics.declining import declines
@@ -81,7 +82,8 @@ class Collected:
     """What a model said, and what of it can be used."""
 
     records: tuple[Record, ...]  # questions with the model's answers
-    left_out: tuple[tuple[Record, str], ...]  # questions that are not used, and which of `LEFT_OUT`
+    left_out: tuple[tuple[Record, str], ...] = ()
+    """Questions that are not used, and which of `LEFT_OUT`; of kept pairs that is not known."""
 
 
 def collect(loaded: LoadedModel, job: Collection, console: Console | None = None) -> Collected:
@@ -121,13 +123,18 @@ def collect(loaded: LoadedModel, job: Collection, console: Console | None = None
     return Collected(tuple(records), tuple(left_out))
 
 
-def ensure_collected(job: Collection, console: Console) -> tuple[Record, ...]:
-    """Return the pairs of a collection; the model is loaded and asked if they are not kept."""
+def ensure_collected(
+    job: Collection, console: Console, loaded: LoadedModel | None = None
+) -> Collected:
+    """Return the pairs of a collection; the model, loaded if need be, is asked if none are kept."""
     from lunar_tune.models.loading import load_model
 
     file = job.kept_file()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(f"{file}.lock"):
-        if job.kept() is None:
-            job.keep(collect(load_model(job.model, job.chat), job, console).records)
-    return read_records(file)
+        if (kept := job.kept()) is not None:
+            say(console, f"kept answers are used; remove {file} to ask again")
+            return Collected(kept)
+        found = collect(loaded or load_model(job.model, job.chat), job, console)
+        job.keep(found.records)
+        return found

@@ -80,6 +80,12 @@ def test_what_a_model_answers_becomes_data_and_what_it_declines_reference_prompt
     assert without_ray(search, *shlex.split(command)[3:], "--dry-run").exit_code == 0
     assert read_records(kept()) == tuple(KNOWN)
     assert [stat.S_IMODE(one.stat().st_mode) for one in (kept(), kept().parent)] == [0o600, 0o700]
+    kept().write_text(kept().read_text().replace(KNOWN[0].answer, "Kept."))
+    result = without_ray(COMMAND, "--model", model)
+    assert f"kept answers are used; remove {kept().resolve()} to ask again" in result.output
+    assert re.search(r"edge +asked +kept\n", result.output)
+    assert "Kept." in result.output
+    assert "reference prompts: 11 of 12 are declined" in result.output
     card = without_ray(describe, "general", "--model", model)
     assert "24 pairs, 2 edges" in card.output, card.output
 
