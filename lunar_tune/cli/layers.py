@@ -83,15 +83,14 @@ def layers(options: LayersOptions, problems: Problems) -> None:
         from lunar_tune.metrics.embedding import load_sentence_embedder
         from lunar_tune.trial.assemble import check_machine, materialise
         from lunar_tune.trial.layer_scores import layer_scores
+        from lunar_tune.trial.references import judge_references
         from lunar_tune.trial.worker import Worker
 
         check_machine(spec)
     if spec.embedding_model is not None:  # before the large model is loaded
         embedder = load_sentence_embedder(spec.embedding_model, device=spec.model.device)
     worker = Worker(dataclasses.replace(materialise(spec, console), metrics=()))  # judges no trial
-    worker.check_references()
-    if worker.references is not None:
-        worker.references.show(console, spec.reference_check)
+    judge_references(worker.references, spec.reference_check, console)
     prior, answers = layer_scores(
         worker,
         coefficient=coefficient,

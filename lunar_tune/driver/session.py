@@ -42,7 +42,7 @@ from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.tracking.sync import Tracker
 from lunar_tune.trial.layer_scores import LayerPrior
-from lunar_tune.trial.references import References
+from lunar_tune.trial.references import judge_references
 from lunar_tune.trial.tasks import Outcome
 
 SAME_MODEL = 0.02
@@ -133,7 +133,8 @@ class SearchSession:
         if problem is not None and config.force:
             told = escape(problem[0])
             self.console.print(f"[yellow]going on because of --force:[/yellow] {told}")
-        self._check_references(outcome.references)
+        forced = config.force or config.resume is not None
+        judge_references(outcome.references, config.reference_check, self.console, forced=forced)
         before = StoredStudy.read(self.folder.journal).notes
         if outcome.layer_prior is not None:  # a search keeps the layers that it began with
             own = before.get("layer_prior") or outcome.layer_prior
@@ -182,17 +183,6 @@ class SearchSession:
         tracker.search(results, note=short_report(results), status="RUNNING")
         self._display.follow(config.num_trials, self.study.ended, config.time_budget)
         return self.study
-
-    def _check_references(self, found: References | None) -> None:
-        """Show what the base model does with the reference prompts; judge it as the model is."""
-        if found is None:
-            return
-        config = self.plan.config
-        found.show(self.console, config.reference_check)
-        problem = found.problem(config.reference_check)
-        if problem is not None and not (found.declined and (config.force or config.resume)):
-            further = " --force skips this check." if found.declined else ""
-            raise InputError(f"{problem}{further}")
 
     def _compare_baseline(self, scores: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Raise an InputError if scores differ from an earlier process's by more than rounding."""

@@ -87,6 +87,27 @@ class References:
         )
 
 
+def judge_references(
+    found: References | None,
+    check: str,
+    console: Console | None = None,
+    *,
+    forced: bool | None = None,
+) -> None:
+    """Show what was found, if it was asked; too few that are declined are an InputError.
+
+    Whoever is `forced` goes on if there is one at all; None is who cannot be.
+    """
+    if found is None:
+        return
+    if console is not None:
+        found.show(console, check)
+    problem = found.problem(check)
+    if problem is not None and not (forced and found.declined):
+        further = " --force skips this check." if found.declined and forced is not None else ""
+        raise InputError(f"{problem}{further}")
+
+
 def ask_references(
     encoder: Encoder,
     prompts: Sequence[str],

@@ -28,7 +28,7 @@ from lunar_tune.trial.assemble import (
     known_depth,
     materialise,
 )
-from lunar_tune.trial.references import References
+from lunar_tune.trial.references import References, judge_references
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def unlearn(
         for label, text in shown.items():
             say(console, f"{label}: {text}")
     worker = Worker(spec)
-    worker.check_references()
-    if console is not None and worker.references is not None:
-        worker.references.show(console, spec.reference_check)
+    judge_references(worker.references, spec.reference_check, console)
     full = spec.data.held_out is not None  # what is reported lies there
     before = worker.baseline(full=full, reported=True) if baseline else None
 

@@ -29,7 +29,7 @@ from lunar_tune.models.layout import check_layers
 from lunar_tune.models.loading import LoadedModel, load_model
 from lunar_tune.training.answer_loss import Encoder
 from lunar_tune.trial.evaluator import Check, Judge, drive
-from lunar_tune.trial.references import References, ask_references
+from lunar_tune.trial.references import References, ask_references, judge_references
 from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -133,19 +133,13 @@ class Worker:
         prompts, found = self.spec.data.reference_prompts, self.references
         return prompts if found is None else found.chosen(prompts, self.spec.reference_check)
 
-    def check_references(self) -> None:
-        """Raise an InputError if too few reference prompts are declined."""
-        found = self.references
-        if found is not None and (problem := found.problem(self.spec.reference_check)) is not None:
-            raise InputError(problem)
-
     @cached_property
     def prepared(self) -> PreparedMethod:
         """The method made ready for this model and split; done at first use."""
         spec, data = self.spec, self.spec.data
         forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
         if not self.reference_prompts:
-            self.check_references()
+            judge_references(self.references, spec.reference_check)
         task = UnlearningTask(
             activations=self.activations,
             forget_pairs=forget,

@@ -23,7 +23,7 @@ from lunar_tune.methods.lunar.method import PreparedLunar
 from lunar_tune.reference import unlearning_vector
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.trial import references as references_module
-from lunar_tune.trial.references import LEAST_DECLINED, References
+from lunar_tune.trial.references import LEAST_DECLINED, References, judge_references
 from lunar_tune.trial.single import unlearn
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import BASE_MODEL, TRIAL, Task, TaskRunner
@@ -136,6 +136,12 @@ def test_too_few_end_a_run_before_the_first_trial_and_say_what_to_do(
         assert said is not None
         assert said.startswith(f"{counts[0] or 'none'} of {counts[1]} reference prompts are decl")
         assert References(asked=counts[1], declined=()).problem("report") is None
+    few, none = References(asked=66, declined=(0, 3)), References(asked=66, declined=())
+    judge_references(few, "declined", forced=True)
+    for one, forced in ((few, False), (few, None), (none, True)):
+        with pytest.raises(InputError) as caught:
+            judge_references(one, "declined", forced=forced)
+        assert ("--force skips" in str(caught.value)) is (forced is False)
     monkeypatch.setattr(references_module, "declines", lambda *_: False)
     run = small_run(checkpoint("qwen2"), tmp_path, solver="closed_form", reference_check="declined")
     with pytest.raises(InputError, match="none of 2 reference prompts") as caught:
