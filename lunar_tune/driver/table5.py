@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from lunar_tune.config.fields import options_again
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
 from lunar_tune.data.data_catalog import pairs_kind, resolve_data
 from lunar_tune.display import say
@@ -138,7 +140,11 @@ class TableRun:
             if origin == EARLIER and getattr(config, name) == getattr(SearchConfig, name):
                 left_open.append(name)
         values = {name: getattr(stored.search, name) for name in left_open}
-        return dataclasses.replace(config, **values)
+        begun = dataclasses.replace(config, **values)
+        if EARLIER in stored.origins.values():
+            flags = shlex.join(options_again(begun, left_open))
+            say(self._console, f"{cell.name}: as it was begun, with {flags}")
+        return begun
 
     def _table(self) -> pd.DataFrame:
         studies = {cell: StoredStudy.read(self._folder(cell).journal) for cell in self._plans}

@@ -315,6 +315,8 @@ def test_a_cell_of_an_earlier_version_keeps_what_it_was_taken_for(tmp_path: Path
     shown = io.StringIO()
     TableRun([own], shared, Console(file=shown, width=120)).show_plan()
     assert f"{own.name}: 1 of 30 trials completed" in shown.getvalue()
+    assert "as it was begun, with --data contracts" in " ".join(shown.getvalue().split())
+    assert "--reference-check never" in " ".join(shown.getvalue().split())
     other = dataclasses.replace(shared, reference_check="report")
     with pytest.raises(InputError, match="was searched with other settings"):
         TableRun([own], other, Console(quiet=True))
