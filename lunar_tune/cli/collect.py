@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table
-from lunar_tune.config.fields import option, options_again, options_of, same_option, shared_options
-from lunar_tune.config.options import DATA, DECLINED, NONE, ModelOptions, Reused, RunOptions
+from lunar_tune.config.fields import option, same_option, shared_options
+from lunar_tune.config.options import (
+    DATA,
+    DECLINED,
+    NONE,
+    OWN_QUESTIONS,
+    ModelOptions,
+    Reused,
+    RunOptions,
+)
 from lunar_tune.data.splits import edges_of
 from lunar_tune.display import printable, say, warn
 from lunar_tune.errors import Problems
@@ -29,7 +37,7 @@ _SHOWN = 3
 class CollectOptions(ModelOptions, CommonOptions):
     """What the command takes."""
 
-    questions: str = option("general", group=DATA, common=True, place=True)
+    questions: str = option(OWN_QUESTIONS, group=DATA, common=True, place=True)
     """Questions with edges, whose answers are not read: general, or a file."""
     edge: str | None = same_option(RunOptions, "edge")
     reference_prompts: str = same_option(
@@ -129,7 +137,7 @@ def _next(
     references: str,
 ) -> None:
     """Show the command that searches on the data, if one can."""
-    from lunar_tune.trial.collecting import ANSWER_TOKENS
+    from lunar_tune.trial.collecting import ANSWER_TOKENS, asking_options
     from lunar_tune.trial.spec import DEFAULT_EDGES
 
     edges = edges_of(found.records)
@@ -137,9 +145,8 @@ def _next(
         warn(console, "all pairs have one edge, and a search keeps another: ask for more.")
         return
     default = next((edge for edge in DEFAULT_EDGES if edge in edges), None)
-    told = options_again(options, {*options_of(ModelOptions), "refusals", "rouge_tokenizer"})
-    command = [sys.executable, "-m", "lunar_tune.search", *told]
-    usual = options.questions == "general" and job.max_new_tokens == ANSWER_TOKENS
+    command = [sys.executable, "-m", "lunar_tune.search", *asking_options(options)]
+    usual = options.questions == OWN_QUESTIONS and job.max_new_tokens == ANSWER_TOKENS
     if options.save is not None or not usual:
         command += ["--data", pairs, "--factual-data", NONE]
         if references != NONE:

@@ -27,6 +27,7 @@ from lunar_tune.files import is_plain
 from lunar_tune.secrets import without_password
 
 NONE, OWN, TINY = "none", "own", "tiny"
+OWN_QUESTIONS = "general"  # what a model is asked where nothing else is named
 ENGINES = ("fast", "plain", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUGE_TOKENIZERS = ("default", "words")
@@ -50,7 +51,7 @@ class ModelOptions(Concise):
     model: str = model_option(TINY, common=True, resume=True, place=True)
     """Catalogue name, hub id (owner/name[@revision]) or folder."""
     model_path: str | None = model_option(None, metavar="DIR", common=True, resume=True, place=True)
-    """Fine-tuned weights: a folder of a checkpoint or of a PEFT adapter."""
+    """Folder of a fine-tuned checkpoint or of a PEFT adapter."""
     dtype: str = model_option("auto", choices=DTYPES, decides=True)
     """Number format of the weights; auto is bfloat16 on a GPU and on a CPU with AMX (or little
     memory for the model), float32 on any other CPU; a search keeps what its first worker chose."""
@@ -71,12 +72,12 @@ class DataOptions(Concise):
     """What is to be forgotten, what is to be kept, and how that is judged."""
 
     data: str | None = data_option(None, common=True, resume=True, place=True)
-    """Pairs that the model knows: a name or a file. Default: what it was taught, else general, its
+    """Pairs, a name or a file. Default: what the model was taught (unrecorded: contracts), else its
     own answers."""
     edge: str | None = data_option(None)
     """Edge of all rows of the data that have none."""
     forget_edge: tuple[str, ...] = data_option((), metavar="EDGE,…", common=True)
-    """Edges or groups to forget. Default: A_B."""
+    """Edges or groups to forget. Default: A_B, author_1 or chemical_symbols."""
     factual_data: str | None = data_option(None, resume=True, place=True)
     """General knowledge: factual, a file, or none. Default: factual, with the data general none."""
     reference_prompts: str | None = data_option(None, resume=True, place=True)

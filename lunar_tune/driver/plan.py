@@ -48,7 +48,7 @@ from lunar_tune.trial.assemble import (
     in_format_of,
     known_depth,
 )
-from lunar_tune.trial.collecting import Collection
+from lunar_tune.trial.collecting import Collection, ask_command
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
 from lunar_tune.trial.spec import TrialSpec
 
@@ -186,10 +186,9 @@ def plan_search(
             plan = _plan(config, goal, prior, records)
             spec = plan.spec
         elif not here:
-            save = f"--model {config.model} --save FOLDER"
             raise InputError(
                 f"--data {spec.data.name} with --address: the model must be asked first, on a "
-                f"machine that can load it: python -m lunar_tune.collect {save}. Then give "
+                f"machine that can load it: {ask_command(config, '--save', 'FOLDER')}. Then give "
                 "--data FOLDER/pairs.json --reference-prompts FOLDER/references.json "
                 "--factual-data none."
             )

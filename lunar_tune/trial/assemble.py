@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from lunar_tune.config.fields import check_values, options_again, options_of
+from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import AUTO, NONE, TINY, ModelOptions, RunOptions, read_assignments
 from lunar_tune.data.data_catalog import DataKind, kind_of, resolve_data
 from lunar_tune.data.readers import stem_of
@@ -29,7 +28,7 @@ from lunar_tune.models.device import check_device_name, check_fits
 from lunar_tune.models.fingerprint import Identity, number_format_of
 from lunar_tune.models.loading import encoder_on_disk, load_config
 from lunar_tune.models.weights import check_weights
-from lunar_tune.trial.collecting import Collection
+from lunar_tune.trial.collecting import Collection, ask_command
 from lunar_tune.trial.spec import (
     TAUGHT,
     TAUGHT_TINY,
@@ -182,11 +181,9 @@ def kept_answers(options: RunOptions) -> tuple[Record, ...]:
     """Return the pairs that a model was asked for, or raise an InputError."""
     job = assemble_collection(options)
     if (records := job.kept()) is None:
-        model = options_again(options, {*options_of(ModelOptions), "refusals", "rouge_tokenizer"})
-        command = shlex.join(["python", "-m", "lunar_tune.collect", *model])
         raise DataError(
             f"--data {job.name}: what {job.model.name} answers to these questions is not known, or "
-            f"no longer kept. Ask it first: {command}"
+            f"no longer kept. Ask it first: {ask_command(options)}"
         )
     return records
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from rich.console import Console
 
+from lunar_tune.config.fields import options_again, options_of
+from lunar_tune.config.options import OWN_QUESTIONS, ModelOptions, RunOptions
 from lunar_tune.data.records import Record, read_records
 from lunar_tune.data.texts import normalised
 from lunar_tune.display import say
@@ -84,6 +87,19 @@ class Collected:
     records: tuple[Record, ...]  # questions with the model's answers
     left_out: tuple[tuple[Record, str], ...] = ()
     """Questions that are not used, and which of `LEFT_OUT`; of kept pairs that is not known."""
+
+
+def asking_options(options: ModelOptions) -> tuple[str, ...]:
+    """Return the options, to show, with which a model is asked and its answers are read."""
+    return options_again(options, {*options_of(ModelOptions), "refusals", "rouge_tokenizer"})
+
+
+def ask_command(options: RunOptions, *further: str) -> str:
+    """Return the command that asks a model for its answers to a question set, which is the data."""
+    asked = () if options.data in (None, OWN_QUESTIONS) else ("--questions", str(options.data))
+    return shlex.join(
+        ["python", "-m", "lunar_tune.collect", *asking_options(options), *asked, *further]
+    )
 
 
 def collect(loaded: LoadedModel, job: Collection, console: Console | None = None) -> Collected:

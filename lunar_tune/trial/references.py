@@ -83,7 +83,9 @@ class References:
             f"{count} of {self.asked} reference prompts are declined by the base model, and "
             f"{LEAST_DECLINED} are needed: a direction from prompts that it answers is noise."
             f"{told if self.answering else ''} Give prompts that it declines with "
-            "--reference-prompts FILE, or use all as they are with --reference-check report."
+            "--reference-prompts (private, or a file; lunar-tune collect shows which it declines), "
+            "with --refusals a file of what it says when it declines in another language, or use "
+            "all as they are with --reference-check report."
         )
 
 

@@ -13,6 +13,7 @@ from lunar_tune.config.options import (
     DECLINED,
     NEVER,
     NONE,
+    OWN_QUESTIONS,
     PUBLISHED_MAX_NEW_TOKENS,
     TINY,
     RunOptions,
@@ -320,7 +321,7 @@ def own_data(model: ModelSpec) -> str:
             f"--data is needed: {model.checkpoint} was taught {lineage.data}, which is no shipped "
             "and no published data set. Give its file."
         )
-    return TAUGHT if model.weights is not None else "general"
+    return TAUGHT if model.weights is not None else OWN_QUESTIONS
 
 
 def _default_edge(edges: Mapping[str, int], groups: Groups, given: str | None) -> tuple[str, ...]:
@@ -329,7 +330,7 @@ def _default_edge(edges: Mapping[str, int], groups: Groups, given: str | None) -
     if default is None:
         among = f" Groups of edges: {', '.join(groups)}." if groups else ""
         raise DataError(
-            f"--forget-edge is needed: the data have no edge {DEFAULT_EDGES[0]!r}, the default. "
-            f"There are: {', '.join(list(edges)[:40])}.{among}"
+            f"--forget-edge is needed: the data have none of the defaults "
+            f"{', '.join(DEFAULT_EDGES)}. There are: {', '.join(list(edges)[:40])}.{among}"
         )
     return (default,)
