@@ -7,11 +7,13 @@ import re
 import shlex
 import shutil
 import stat
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from command_lines import refused, without_ray
+from rich.console import Console
 
 from lunar_tune.cli.collect import collect as COMMAND
 from lunar_tune.cli.describe import describe
@@ -22,11 +24,12 @@ from lunar_tune.data.data_catalog import BUNDLED, resolve_data
 from lunar_tune.data.records import Record, read_prompts, read_records
 from lunar_tune.driver.persistence import resumed
 from lunar_tune.driver.plan import plan_search
+from lunar_tune.driver.prerequisite import ask_first
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.export.export_job import assemble_again
 from lunar_tune.files import CACHE_VARIABLE
 from lunar_tune.finetuning.tiny import ensure_tiny, tiny_folder
-from lunar_tune.models import fingerprint
+from lunar_tune.models import device
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import StoredStudy
@@ -122,7 +125,7 @@ def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(
         return chosen
 
     with monkeypatch.context() as changed:
-        changed.setattr(fingerprint, "resolve_dtype", elsewhere)
+        changed.setattr(device, "resolve_dtype", elsewhere)
         assert plan_search(SearchConfig(model=model)).spec.data.unanswered
         begun, _ = resumed({"resume": "own"}, Problems())
         assert plan_search(begun).spec.data.forget == spec.data.forget
@@ -139,9 +142,12 @@ def test_a_search_asks_first_and_goes_on_with_the_same_answers_alone(
 
 
 def test_kept_answers_belong_to_what_a_model_is_asked_with(model: str) -> None:
+    plan, shown = plan_search(SearchConfig(model=model)), StringIO()
     job = assemble_collection(RunOptions(model=model))
     job.keep(KNOWN)
     assert job.kept() == tuple(KNOWN)
+    ask_first(plan, Console(file=shown))
+    assert not shown.getvalue(), "a later cell of a table asks nothing"
     (Path(model) / "README.md").write_text("another")
     assert job.kept() is not None
     (Path(model) / "chat_template.jinja").write_text("{{ messages[0].content }} Answer:")
