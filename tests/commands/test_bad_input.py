@@ -118,7 +118,8 @@ def test_gated_weights_say_where_to_accept_the_licence(monkeypatch: pytest.Monke
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        message = refused(UNLEARN, "--model", GATED, *SETTING, "--device", "cpu")
+        named = ("--model", GATED, "--data", "mini")
+        message = refused(UNLEARN, *named, *SETTING, "--device", "cpu")
     assert f"model {GATED}: the hub asks for an accepted licence. Accept it on the" in message
     assert "then run `hf auth login` or set HF_TOKEN." in message
 
