@@ -172,9 +172,11 @@ class Judge:
             further |= {f"{name}_{one}": mean for one, mean in means.items() if one in asked}
         return replace(evaluation, scores={**evaluation.scores, **further}), budget
 
-    def read_on(self) -> Evaluation | None:
-        """Ask the base model for verdicts alone; None where a trial's answers are long enough."""
+    def read_on(self, evaluation: Evaluation) -> Evaluation | None:
+        """Ask the base model for verdicts alone; None where its answers were long enough."""
         if self.spec.max_new_tokens is not None or self.max_new_tokens >= READ_TOKENS:
+            return None
+        if all(row.ended for row in evaluation.rows):  # with more tokens they are the same
             return None
         asked = self._evaluator(whole=True)
         return asked.evaluate(edited_layer=None, max_new_tokens=READ_TOKENS)

@@ -211,7 +211,7 @@ class Worker:
         """
         start = self._clock()
         evaluation, budget = self.judge.evaluate(None, full=full, bounded=False, reported=reported)
-        read = self.judge.read_on() if reported and not full else None
+        read = self.judge.read_on(evaluation) if reported and not full else None
         evaluation = self.judge.by_base_model(evaluation, reported=reported, read=read)
         seconds = self._clock() - start
         if self.judge.plain_decoding is None and not self.drafts:
