@@ -14,6 +14,7 @@ from rich.console import Console
 from lunar_tune.cli.commands import Command, CommonOptions, plain_table
 from lunar_tune.config.fields import option, same_option, shared_options
 from lunar_tune.config.options import (
+    COLLECTED_TOKENS,
     DATA,
     DECLINED,
     NONE,
@@ -46,7 +47,9 @@ class CollectOptions(ModelOptions, CommonOptions):
     """Prompts of which those are kept that the model declines: private, unverifiable, harmful, a
     file, or none."""
     refusals: str = same_option(RunOptions, "refusals")
-    max_new_tokens: int = same_option(RunOptions, "max_new_tokens", default=24, common=True)
+    max_new_tokens: int = same_option(
+        RunOptions, "max_new_tokens", default=COLLECTED_TOKENS, common=True
+    )
     """Token budget of an answer; a question whose answer does not end within is left out."""
     rouge_tokenizer: str = same_option(RunOptions, "rouge_tokenizer")
     save: Path | None = same_option(Reused, "save")
@@ -137,7 +140,7 @@ def _next(
     references: str,
 ) -> None:
     """Show the command that searches on the data, if one can."""
-    from lunar_tune.trial.collecting import ANSWER_TOKENS, asking_options
+    from lunar_tune.trial.collecting import asking_options
     from lunar_tune.trial.spec import DEFAULT_EDGES
 
     edges = edges_of(found.records)
@@ -146,7 +149,7 @@ def _next(
         return
     default = next((edge for edge in DEFAULT_EDGES if edge in edges), None)
     command = [sys.executable, "-m", "lunar_tune.search", *asking_options(options)]
-    usual = options.questions == OWN_QUESTIONS and job.max_new_tokens == ANSWER_TOKENS
+    usual = options.questions == OWN_QUESTIONS and job.max_new_tokens == COLLECTED_TOKENS
     if options.save is not None or not usual:
         command += ["--data", pairs, "--factual-data", NONE]
         if references != NONE:

@@ -16,7 +16,7 @@ from lunar_tune.config.options import SUBJECT, Reused, RunOptions, read_assignme
 from lunar_tune.display import say
 from lunar_tune.errors import Problems
 from lunar_tune.files import write_json
-from lunar_tune.metrics.goal import METRICS
+from lunar_tune.metrics.goal import METRICS, VERDICTS
 from lunar_tune.metrics.means import errors_of
 from lunar_tune.study.rows import ERROR, score_cells
 
@@ -81,7 +81,7 @@ def _show(run: SingleRun, console: Console) -> None:
     console.print("ROUGE-1 recall of the answers")
     console.print(score_table(rows))
     further = []
-    judged = [name for name in METRICS if name.endswith(("_refused", "_degenerate"))]
+    judged = [name for name, metric in METRICS.items() if VERDICTS in metric.needs]
     for name in dict.fromkeys((*run.spec.metrics, *filter(run.scores.__contains__, judged))):
         shown = (f"{one[name]:.4g}" if name in one else "-" for one in (before, run.scores))
         further.append((name, *shown, "lower" if METRICS[name].lower_is_better else "higher"))

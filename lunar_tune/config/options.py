@@ -28,6 +28,7 @@ from lunar_tune.secrets import without_password
 
 NONE, OWN, TINY = "none", "own", "tiny"
 OWN_QUESTIONS = "general"  # what a model is asked where nothing else is named
+COLLECTED_TOKENS = 24  # of an answer that becomes data: a sentence that names a fact ends within
 ENGINES = ("fast", "plain", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUGE_TOKENIZERS = ("default", "words")

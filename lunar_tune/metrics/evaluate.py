@@ -108,11 +108,9 @@ class Evaluator:
         self._truths: defaultdict[int, list[str]] = defaultdict(list)
         for one in chain.from_iterable(sets.values()):
             self._truths[one.row].append(one.record.answer)
-        truths: defaultdict[int, list[str]] = defaultdict(list)
-        for one in chain.from_iterable(sets[name] for name in sets if name in early_exit):
-            truths[one.row].append(one.record.answer)
-        for one in chain.from_iterable(sets[name] for name in sets if name not in early_exit):
-            truths.pop(one.row, None)  # where another set asks the same, its answer goes on
+        # Where a set asks the same whose answers go on, this one's goes on.
+        whole = {one.row for name in sets if name not in early_exit for one in sets[name]}
+        truths = {row: texts for row, texts in self._truths.items() if row not in whole}
         if truths:
             self._stop = RecallStop(tokenizer, truths, rouge_tokenizer=rouge_tokenizer).done
 

@@ -28,7 +28,7 @@ from lunar_tune.report.findings import Findings, cautions
 from lunar_tune.study.rows import (
     FAILED,
     HEADLINE_SCORES,
-    VERDICTS,
+    VERDICT_SCORES,
     best_first,
     is_number,
     shown_score,
@@ -95,7 +95,7 @@ class SearchResults(Summary, StoredSearch):
     def verdicts(self) -> tuple[str, ...]:
         """The scores of how answers decline that are known of what is compared."""
         known = self.compared.values()
-        return tuple(name for name in VERDICTS if any(name in scores for scores in known))
+        return tuple(name for name in VERDICT_SCORES if any(name in scores for scores in known))
 
     @property
     def outcome(self) -> str:

@@ -20,7 +20,7 @@ COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""
-VERDICTS = ("forget_refused", "forget_degenerate")
+VERDICT_SCORES = ("forget_refused", "forget_degenerate")
 """The scores that are shown beside those of what is reported, where they are known."""
 ERROR = "± standard error"
 """What a row of standard errors is called that stands below one of scores."""

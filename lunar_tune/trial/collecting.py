@@ -14,7 +14,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from lunar_tune.config.fields import options_again, options_of
-from lunar_tune.config.options import OWN_QUESTIONS, ModelOptions, RunOptions
+from lunar_tune.config.options import COLLECTED_TOKENS, OWN_QUESTIONS, ModelOptions, RunOptions
 from lunar_tune.data.records import Record, read_records
 from lunar_tune.data.texts import normalised
 from lunar_tune.display import say
@@ -30,8 +30,6 @@ from lunar_tune.models.fingerprint import told_apart
 if TYPE_CHECKING:
     from lunar_tune.models.loading import LoadedModel
 
-ANSWER_TOKENS = 24
-"""Token budget of an answer that becomes data: a sentence that names a fact ends within."""
 _ASKED_WITH = (
     *("*config.json", "tokenizer*", "special_tokens_map*", "vocab*", "merges*"),
     *("chat_template*", "*.jinja"),
@@ -52,7 +50,7 @@ class Collection:
     questions: tuple[Record, ...]  # whose answers are not read
     refusals: tuple[str, ...]  # answers that decline
     rouge_tokenizer: str = "default"
-    max_new_tokens: int = ANSWER_TOKENS
+    max_new_tokens: int = COLLECTED_TOKENS
 
     def kept_file(self) -> Path:
         """Return where the pairs are kept, whether or not they are, or raise an InputError."""
