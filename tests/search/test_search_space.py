@@ -378,20 +378,20 @@ def test_a_setting_that_the_space_does_not_search_is_searched_in_a_range() -> No
 
 
 def test_a_plan_searches_what_is_left_and_a_study_asks_for_nothing_else(tmp_path: Path) -> None:
-    own = {"fix": ("layer=2", "epochs=3"), "range": ("coefficient=1:2",)}
+    own = {"fix": ("layer=2", "epochs=3"), "range": ("coefficient=0.5:2",)}
     plan = plan_search(SearchConfig(output=tmp_path, sampler="random", **own))
     assert plan.facts["  layer"] == "2 (fixed)"
-    assert plan.facts["  coefficient"] == "1 … 2"
+    assert plan.facts["  coefficient"] == "0.5 … 2"
     assert plan.spec.layers == (2,)
     assert configured(plan.config)[1] == {"layer": 2}
     assert plan.spec.method.settings.epochs == 3  # type: ignore[attr-defined]
     study = open_study(Folder(tmp_path), plan.space, plan.config)
     asked = [study.ask()[1] for _ in range(12)]
-    assert asked[0] == {"layer": 2, "coefficient": 1.0, "learning_rate": 0.003}
+    assert asked[0] == {"layer": 2, "coefficient": 0.9, "learning_rate": 0.003}
     assert {one["layer"] for one in asked} == {2}
-    assert all(1 <= one["coefficient"] <= 2 for one in asked)
+    assert all(0.5 <= one["coefficient"] <= 2 for one in asked)
     assert len({one["coefficient"] for one in asked}) == 12
 
     plan = plan_search(SearchConfig(output=tmp_path, range=("coefficient=4:8",)))
     assert plan.space.starting_points == ()
-    assert "coefficient: is 1, outside 4 … 8" in plan.facts["starting points"]
+    assert "coefficient: is 0.9, outside 4 … 8" in plan.facts["starting points"]

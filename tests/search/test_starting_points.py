@@ -39,7 +39,7 @@ from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similar
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
 CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
-OWN = {"layer": 1, "coefficient": 1.0, "learning_rate": 0.003}  # search_spaces/tiny.yaml
+OWN = {"layer": 3, "coefficient": 0.9, "learning_rate": 0.003}  # search_spaces/tiny.yaml
 
 
 def prior_of(
