@@ -38,7 +38,7 @@ from lunar_tune.study.study import keep_note
 from lunar_tune.trial.layer_scores import LayerPrior, LayerSimilarities, Similarities
 from lunar_tune.yaml_files import read_yaml, write_yaml
 
-CURVE = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.9}
+CURVE = {0: 0.1, 1: 0.9, 2: 0.7, 3: 0.2}
 OWN = {"layer": 3, "coefficient": 0.9, "learning_rate": 0.003}  # search_spaces/tiny.yaml
 
 
@@ -88,7 +88,7 @@ def document_of(plan: SearchPlan) -> str:
 
 def prior_file(folder: Path, **changes: Any) -> str:
     path = folder / "layers.json"
-    path.write_text(prior_of(CURVE, [2, 3], **changes).document(), encoding="utf-8")
+    path.write_text(prior_of(CURVE, [1, 2], **changes).document(), encoding="utf-8")
     return str(path)
 
 
@@ -117,38 +117,38 @@ def test_the_usual_setting_is_the_first_that_the_space_names_else_the_middle() -
 
 def test_a_prior_narrows_the_plan_and_its_best_layer_comes_first(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior=prior_file(tmp_path))
-    assert plan.space.parameters["layer"] == IntDistribution(2, 3)
-    assert plan.spec.layers == (2, 3), "only these blocks' activations are captured"
-    assert plan.facts["  layer"] == "2 … 3 by s1 - s2 (layers.json)"
+    assert plan.space.parameters["layer"] == IntDistribution(1, 2)
+    assert plan.spec.layers == (1, 2), "only these blocks' activations are captured"
+    assert plan.facts["  layer"] == "1 … 2 by s1 - s2 (layers.json)"
     assert plan.facts["starting points"] == (
-        "1 (the best layer by s1 - s2); left out: the space's own (layer: is 1, outside 2 … 3)"
+        "1 (the best layer by s1 - s2); left out: the space's own (layer: is 3, outside 1 … 2)"
     )
-    assert first_trials(plan, tmp_path, 1) == [OWN | {"layer": 3}]
+    assert first_trials(plan, tmp_path, 1) == [OWN | {"layer": 1}]
     document = read_yaml(document_of(plan))["resolved"]["layer_prior"]
-    assert document["made_of_it"] == "2 … 3 by s1 - s2 (layers.json)"
+    assert document["made_of_it"] == "1 … 2 by s1 - s2 (layers.json)"
     assert {one["layer"]: one["score"] for one in document["layers"]} == CURVE
-    assert (document["best"], document["data"]) == (3, "mini")
+    assert (document["best"], document["data"]) == (1, "mini")
     assert "layer_prior" not in read_yaml(document_of(planned(tmp_path)))["resolved"]
 
     path = prior_file(tmp_path, forget_edges=("B_C", "C_D"))
     facts = planned(tmp_path, layer_prior=path).facts
-    assert facts["  layer"] == "2 … 3 by s1 - s2 (layers.json, scored on mini B_C+C_D)"
+    assert facts["  layer"] == "1 … 2 by s1 - s2 (layers.json, scored on mini B_C+C_D)"
 
 
 def test_auto_keeps_the_full_range_until_the_layers_are_scored(tmp_path: Path) -> None:
     plan = planned(tmp_path, layer_prior="auto")
     assert plan.layer_coefficient == OWN["coefficient"]
     assert plan.space.values_of("layer") == plan.spec.layers == (0, 1, 2, 3)
-    assert "to be narrowed by s1 - s2 (auto, coefficient 1)" in plan.facts["  layer"]
+    assert "to be narrowed by s1 - s2 (auto, coefficient 0.9)" in plan.facts["  layer"]
 
-    scored = plan.with_prior(prior_of(CURVE, [2, 3]))
+    scored = plan.with_prior(prior_of(CURVE, [1, 2]))
     assert scored.layer_coefficient is None
-    assert scored.space.parameters["layer"] == IntDistribution(2, 3)
+    assert scored.space.parameters["layer"] == IntDistribution(1, 2)
     assert scored.spec.layers == (0, 1, 2, 3), "the worker has captured them"
     kept = read_yaml(document_of(scored))["resolved"]["space_before_layers"]
     assert kept["parameters"]["layer"]["high"] == 3
-    assert scored.facts["  layer"] == "2 … 3 by s1 - s2 (auto, coefficient 0.5)"
-    assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 3}]
+    assert scored.facts["  layer"] == "1 … 2 by s1 - s2 (auto, coefficient 0.5)"
+    assert first_trials(scored, tmp_path, 1) == [OWN | {"layer": 1}]
 
     tie = plan.with_prior(prior_of(dict.fromkeys(range(4), 0.5), [0, 1, 2, 3]))
     assert tie.space == plan.space
@@ -166,18 +166,18 @@ def test_a_search_that_goes_on_keeps_its_layers_and_its_base_model(tmp_path: Pat
         prior = prior_of(CURVE, recommended).document()
         study = session.begin(base_model(1.0, retain, layer_prior=prior))
         session._display.doing(None)
-        assert session.plan.space.parameters["layer"] == IntDistribution(2, 3)
-        assert study.ask()[1]["layer"] == 3
+        assert session.plan.space.parameters["layer"] == IntDistribution(1, 2)
+        assert study.ask()[1]["layer"] == 1
         return console.export_text()
 
-    assert "differently" not in begun([2, 3], 1.0)
-    assert "a little differently" in begun([3], 0.99)
+    assert "differently" not in begun([1, 2], 1.0)
+    assert "a little differently" in begun([1], 0.99)
     kept = folder.answers(None).stat()
     with pytest.raises(InputError, match="differs from that of the earlier"):
-        begun([3], 0.9)
+        begun([1], 0.9)
     assert folder.answers(None).stat() == kept, "a resume that is refused leaves the answers"
     config = read_yaml(folder.config)
-    assert config["resolved"]["layer_prior"]["recommended"] == [2, 3]
+    assert config["resolved"]["layer_prior"]["recommended"] == [1, 2]
 
 
 def test_a_search_of_another_model_of_the_same_name_is_pointed_out(tmp_path: Path) -> None:
@@ -325,12 +325,12 @@ def test_found_settings_follow_the_best_layer_in_the_narrowed_range(tmp_path: Pa
     name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
     plan = planned(tmp_path, start_from=(name,), layer_prior="auto")
     assert starts(plan) == "2 (found in one with coefficient 9 → 8, the space's own)"
-    scored = plan.with_prior(prior_of(CURVE, [2, 3]))
-    moved = FOUND | {"coefficient": 8.0}
-    assert scored.space.starting_points == (OWN | {"layer": 3}, moved)
+    scored = plan.with_prior(prior_of(CURVE, [1, 2]))
+    moved = FOUND | {"layer": 1, "coefficient": 8.0}
+    assert scored.space.starting_points == (OWN | {"layer": 1}, moved)
     assert starts(scored) == (
-        "2 (the best layer by s1 - s2, found in one with layer 0 → 2 and coefficient 9 → 8); "
-        "left out: the space's own (layer: is 1, outside 2 … 3)"
+        "2 (the best layer by s1 - s2, found in one with layer 0 → 1 and coefficient 9 → 8); "
+        "left out: the space's own (layer: is 3, outside 1 … 2)"
     )
 
 
