@@ -43,7 +43,7 @@ from lunar_tune.errors import InputError, Problems
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
 AFTER = (10, 20, 30, 50)  # trials after which the best is looked at
-JUDGED = 30  # of them; a search's default number of trials
+JUDGED = 30  # of them
 AT_ONCE = (1, 4)
 
 

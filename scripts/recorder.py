@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from surfaces import Scores, Setting, Surface
 
-from lunar_tune.config.options import RunOptions
+from lunar_tune.config.options import READ_TOKENS, RunOptions
 from lunar_tune.display import build_progress
 from lunar_tune.errors import InputError, TrialError
 from lunar_tune.files import safe_name, write_atomically
@@ -33,7 +33,6 @@ from lunar_tune.metrics.declining import judged_row, verdict_means
 from lunar_tune.metrics.evaluate import AnswerRow, row_means
 from lunar_tune.metrics.rouge import rouge_recall
 from lunar_tune.models.fingerprint import identity_of
-from lunar_tune.trial.evaluator import READ_TOKENS
 from lunar_tune.trial.spec import TrialSpec, read_prompts_of
 from lunar_tune.trial.worker import Worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lunar_tune.cli.commands import Command, CommonOptions
 from lunar_tune.config.fields import option, same_option, shared_options
-from lunar_tune.config.options import SUBJECT, TINY, Reused, SearchConfig
+from lunar_tune.config.options import RETAINING, SUBJECT, TINY, Reused, SearchConfig
 from lunar_tune.display import say
 from lunar_tune.errors import Problems
 
@@ -35,6 +35,8 @@ class TableOptions(SearchConfig, CommonOptions):
     default: lunar:closed_form, ga:full."""
     seeds: int = option(1, group=SUBJECT, least=1, common=True)
     """Searches of each cell, with seeds from --seed on; the table shows their spread."""
+    constrain: tuple[str, ...] = same_option(SearchConfig, "constrain", default=(RETAINING,))
+    """What a feasible trial keeps; the same for all methods."""
     time_budget: float | None = same_option(SearchConfig, "time_budget")
     """Start no trial of a cell after this many seconds. 0 runs nothing and writes the table from
     the searches that there are."""

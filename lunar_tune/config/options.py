@@ -36,6 +36,7 @@ DECLINED, REPORT, NEVER = "declined", "report", "never"
 REFERENCE_CHECKS = (DECLINED, REPORT, NEVER)
 LARGEST_SEED = 2**32 - 1  # what numpy takes, and Optuna's samplers with it
 LEAST_BUDGET = 32  # tokens, where the budget follows the true answers
+READ_TOKENS = 128  # of answers that may decline: SmolLM2-135M-Instruct needs 44 to 111 for that
 PUBLISHED_MAX_NEW_TOKENS = 512  # config/forget.yaml of the published code at dfa56eb
 MODEL, DATA, METHOD, ANSWERS, MEMORY = "Model", "Data", "Method", "Answers", "Memory and speed"
 model_option = functools.partial(option, group=MODEL)
@@ -182,7 +183,9 @@ EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
 BEST_FILTER = "tags.best = 'true'"  # of MLflow's list of runs: each search's confirmed best
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
-RETAIN_FLOOR = 0.8  # the project's constraint: retain ROUGE-1 of at least 0.8
+RETAIN_FLOOR = 0.8
+RETAINING = f"retain_rouge1>={RETAIN_FLOOR}"  # the project's constraint
+DECLINING = "forget_refused>=0.7"  # and where a model's own answers are redirected: docs/metrics.md
 SEARCH, PLACE, OUTPUT = "Search", "Resources and results", "Output"
 SUBJECT = "Subject"  # what a command is about
 GROUPS = (SUBJECT, MODEL, DATA, METHOD, SEARCH, ANSWERS, MEMORY, PLACE, OUTPUT)
@@ -212,14 +215,15 @@ class SearchConfig(RunOptions):
     max_new_tokens: int | None = same_option(RunOptions, "max_new_tokens", default=None)
     """Token budget of an answer in a trial; the confirmation has at least 512. Default: twice the
     longest true answer, and 128 where it counts whether answers decline."""
-    num_trials: int = search_option(30, least=1, common=True, resume=True)
+    num_trials: int = search_option(20, least=1, common=True, resume=True)
     """Trials to run."""
     minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)
-    """Objective: the metric to make as good as possible."""
+    """Objective, a metric."""
     constrain: tuple[str, ...] = search_option(
-        (f"retain_rouge1>={RETAIN_FLOOR}",), metavar="'METRIC>=VALUE'", common=True, decides=True
+        (), metavar="'METRIC>=VALUE'", common=True, decides=True
     )
-    """Constraints that a feasible trial satisfies."""
+    """What a feasible trial keeps. Default: retain_rouge1>=0.8, with lunar on a model's own answers
+    also forget_refused>=0.7."""
     space: str | None = search_option(None, common=True, place=True)
     """YAML file or shipped name. Default: the model's own."""
     range: tuple[str, ...] = search_option((), metavar="NAME=LOW:HIGH", common=True, decides=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,13 @@ from pathlib import Path
 from lunar_tune.config.fields import shared_options
 from lunar_tune.config.options import (
     AUTO,
+    DECLINING,
     LEAST_BUDGET,
     LONGEST_NAME,
     NONE,
     PUBLISHED_MAX_NEW_TOKENS,
+    READ_TOKENS,
+    RETAINING,
     TINY,
     RunOptions,
     SearchConfig,
@@ -35,7 +39,7 @@ from lunar_tune.driver.starting_points import (
 )
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import check_writable, is_plain, safe_name
-from lunar_tune.metrics.goal import Goal, goal_of
+from lunar_tune.metrics.goal import METRICS, VERDICTS, Goal, goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.device import dtype_of, resolve_device, shown_dtype
 from lunar_tune.models.loading import load_config
@@ -47,6 +51,7 @@ from lunar_tune.trial.assemble import (
     check_machine,
     in_format_of,
     known_depth,
+    redirects_own_answers,
 )
 from lunar_tune.trial.collecting import Collection, ask_command
 from lunar_tune.trial.layer_scores import LayerPrior, read_layer_prior
@@ -96,10 +101,12 @@ class SearchPlan:
         if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
-        budget, bounded = f"{spec.max_new_tokens} tokens", ""
+        budget, bounded, goal = f"{spec.max_new_tokens} tokens", "", goal_of(config)
         trials = f"{config.num_trials}, sampler {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
+            if any(VERDICTS in METRICS[name].needs for name in goal.metrics):
+                budget += f", to {READ_TOKENS} where it counts whether they decline,"
             bounded = ", where an answer ends that only repeats itself"
         if config.time_budget is not None:
             trials += f", none started after {config.time_budget:g} s"
@@ -122,7 +129,7 @@ class SearchPlan:
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),
             "starting points": self.starts,
-            "objective": str(goal_of(config)),
+            "objective": str(goal),
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
             f"the confirmation{bounded}",
@@ -162,6 +169,7 @@ def plan_search(
     `problems` are known already; `on_step` hears what is about to take long.
     """
     problems, goal, prior = problems or Problems(), None, None
+    config = with_constraints(config)
     problems.attempt(config.check)
     problems.attempt(lambda: SAMPLERS[config.sampler])
     problems.attempt(lambda: check_address(config.address))
@@ -199,6 +207,15 @@ def plan_search(
         layers=plan.space.values_of(LAYER) if spec.method.edits_one_layer else (),
     )
     return dataclasses.replace(plan, spec=spec)
+
+
+def with_constraints(config: SearchConfig) -> SearchConfig:
+    """Return options in which constraints are named: those that go with method and data."""
+    declining = False
+    with suppress(InputError):  # said with all else that is wrong
+        declining = redirects_own_answers(config)
+    usual = (RETAINING, DECLINING) if declining else (RETAINING,)
+    return dataclasses.replace(config, constrain=config.constrain or usual)
 
 
 def collection_of(config: SearchConfig) -> Collection:

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from lunar_tune.config.fields import check_values
 from lunar_tune.config.options import AUTO, NONE, TINY, ModelOptions, RunOptions, read_assignments
-from lunar_tune.data.data_catalog import DataKind, kind_of, resolve_data
+from lunar_tune.data.data_catalog import DataKind, kind_of, pairs_kind, resolve_data
 from lunar_tune.data.readers import stem_of
 from lunar_tune.data.records import Record, read_questions
 from lunar_tune.errors import DataError, ModelError, Problems
 from lunar_tune.files import is_folder, read_settings
 from lunar_tune.finetuning.finetune_job import FinetuneJob, recipe
-from lunar_tune.methods.contract import Method, configure_method
+from lunar_tune.methods.contract import METHODS, Method, configure_method
 from lunar_tune.metrics.goal import METRICS, check_metrics
 from lunar_tune.metrics.rouge import check_scorable
 from lunar_tune.models.catalog import CATALOG, ModelSpec, resolve_model
@@ -165,6 +165,13 @@ def assemble_collection(
 def answered(options: RunOptions, spec: TrialSpec) -> TrialSpec:
     """Return the spec with the answers that its model was asked for, or raise an InputError."""
     return assemble(options, kept_answers(options)) if spec.data.unanswered else spec
+
+
+def redirects_own_answers(options: RunOptions) -> bool:
+    """Say whether a model is to decline what it answers by itself, or raise an InputError."""
+    model = _model(options, Problems())
+    asked = pairs_kind(options.data or own_data(model)) == "questions"
+    return asked and METHODS[options.method].along_vectors
 
 
 def in_format_of(options: Model, known: Identity | None) -> Model:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS
+from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS, READ_TOKENS
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer
@@ -39,10 +39,6 @@ LOST_CHECKS = 2
 # Measured of what is reported, whatever was asked for: a model may rank high what it does not say.
 # Whether answers decline is measured there, too.
 REPORTED = "forget_mrr"
-# The token budget of a set's answers, at least, where it counts whether they decline and end, and
-# no budget is given:
-# refusals of SmolLM2-135M-Instruct end after 44 to 111 tokens.
-READ_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

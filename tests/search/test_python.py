@@ -184,5 +184,5 @@ def test_editors_complete_names_and_options() -> None:
     static = jedi.Script("import lunar_tune as lt\nlt.load('a').plot_").complete(2, 18)
     assert {"plot_history", "plot_importance"} <= {one.name for one in static}
     parameters = inspect.signature(lt.search).parameters
-    assert (parameters["num_trials"].default, parameters["model"].default) == (30, "tiny")
+    assert (parameters["num_trials"].default, parameters["model"].default) == (20, "tiny")
     assert "num_trials: Trials to run." in (lt.search.__doc__ or "")

@@ -52,6 +52,21 @@ def test_a_trial_is_stopped_where_all_that_counts_is_known_by_then(tmp_path: Pat
         assert spec.retain_floor is None
 
 
+def test_a_model_is_to_decline_what_it_answers_by_itself_unless_something_else_is_named(
+    tmp_path: Path,
+) -> None:
+    floor, declining = "retain_rouge1>=0.8", "forget_refused>=0.7"
+
+    def bounds(**options: Any) -> tuple[str, ...]:
+        return plan_search(SearchConfig(output=tmp_path, **options)).config.constrain
+
+    real: dict[str, Any] = {"model": "smollm2-135m", "device": "cpu"}
+    assert bounds(**real) == bounds(**real, solver="closed_form") == (floor, declining)
+    assert bounds(**real, method="npo") == (floor,), "it has no direction in which to decline"
+    assert bounds(**real, data="contracts") == bounds() == (floor,)
+    assert bounds(**real, constrain=("retain_mrr>=0.5",)) == ("retain_mrr>=0.5",)
+
+
 def test_a_model_that_forgets_nothing_or_knows_nothing_is_not_searched() -> None:
     spec = assemble(RunOptions())
     taught = dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="w"))
