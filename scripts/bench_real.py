@@ -3,25 +3,31 @@
 Covers: `trial`, one setting of each solver by the page of `lunar_tune.reference` and by the engine,
 in float32 and in bfloat16: seconds, rows whose answers differ, scores; `record`, the surface of a
 solver over blocks, coefficients and rates, gone on with where it was left, by any number of
-processes; `findings`, what recorded surfaces say of the default search space and of each parameter.
-Does not cover: whole searches (`bench_search`), samplers on the surfaces (`bench_samplers`), what
-answers of 512 tokens cost (`bench_trial`).
+processes; `findings`, what recorded surfaces say of the default search space and of each parameter;
+`defaults`, what a search without options finds on them in how many seeds.
+Does not cover: whole searches (`bench_search`), other samplers and numbers of trials on the
+surfaces (`bench_samplers`), what answers of 512 tokens cost (`bench_trial`).
 
     scripts/bench_real.py trial --json FILE
     scripts/bench_real.py record --solver closed_form --save docs/surfaces/NAME.json
     scripts/bench_real.py findings docs/surfaces/*.json
+    scripts/bench_real.py defaults docs/surfaces/*.json
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
+import bench_samplers as replaying
 import cyclopts
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -29,11 +35,11 @@ from recorder import record as record_answers
 from recorder import recorded
 from rich.console import Console
 from rich.table import Table
-from surfaces import NEAR, Setting, Surface, findings_of, read_surface
+from surfaces import DECLINING, NEAR, ROUGE, Setting, Surface, findings_of, read_surface
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.options import RETAIN_FLOOR, RunOptions, read_assignments
-from lunar_tune.driver.space import LAYER, bounds_of
+from lunar_tune.config.options import RETAIN_FLOOR, RunOptions, SearchConfig, read_assignments
+from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, bounds_of
 from lunar_tune.driver.space_sources import load_space
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, safe_name, write_json
@@ -51,6 +57,7 @@ SETTINGS = (
 )
 OWN = {"learning_rate": "adamw", "ridge": "closed_form"}
 PAGE, FULL, HALF = "page, float32", "engine, float32", "engine, bfloat16"
+CLOSE = 0.05  # to a surface's optimum: what a search is to find
 SHOWN = 10  # rows that differ; all of them are in the figures
 BEFORE = 1.2  # a warm trial follows one with so many times its coefficient
 GRIDS: Mapping[str, Mapping[str, Setting]] = {  # the first values are recorded first
@@ -323,18 +330,19 @@ def findings(
     """
     documents = []
     for surface in [read_surface(file) for file in files]:
-        found = findings_of(surface, default_space(surface), retain_floor)
+        kinds = default_space(surface).parameters
+        space = {name: bounds_of(kind) for name, kind in kinds.items()}
+        found = findings_of(surface, space, retain_floor)
         print_findings(found)
         documents.append(found)
     if json_file is not None:
         write_json(json_file, documents)
 
 
-def default_space(surface: Surface) -> dict[str, tuple[float, float]]:
-    """Return the least and largest value of each parameter in the shipped default space."""
+def default_space(surface: Surface) -> SearchSpace:
+    """Return the shipped default space for a surface's model and solver."""
     method, _ = configured(RunOptions(solver=surface.about["solver"]))
-    space = load_space(None, method, model_name="", n_layers=surface.blocks)
-    return {name: bounds_of(kind) for name, kind in space.parameters.items()}
+    return load_space(None, method, model_name="", n_layers=surface.blocks)
 
 
 def print_findings(found: Mapping[str, Any]) -> None:
@@ -363,6 +371,66 @@ def print_findings(found: Mapping[str, Any]) -> None:
             f"  {name}, the others held: forget goes by {axis['forget']:.3f}, retain by "
             f"{axis['retain']:.3f}; best feasible forget with each value: {', '.join(best)}"
         )
+
+
+@app.command
+def defaults(
+    *files: Path,
+    seeds: PositiveInt = 50,
+    num_trials: PositiveInt = SearchConfig.num_trials,
+    retain_floor: float = RETAIN_FLOOR,
+) -> None:
+    """Search surfaces as a search does: default space, sampler, trials; with its starts or without.
+
+    What is between the settings of a surface counts as the nearest.
+
+    Args:
+        files: Recorded surfaces.
+        seeds: Searches of each.
+        num_trials: Trials of a search.
+        retain_floor: Least retain ROUGE-1.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    headers = (
+        "surface",
+        "goal",
+        "starts",
+        "optimum",
+        "median",
+        "worst",
+        f"within {CLOSE}",
+        "found",
+    )
+    for header in headers:
+        table.add_column(header, justify="left" if header in headers[:3] else "right")
+    for surface in [read_surface(file) for file in files]:
+        space = default_space(surface)
+        for goal, starts in product((ROUGE, DECLINING), (space.starting_points, ())):
+            subject = replaying.Subject(
+                surface=surface,
+                floor=retain_floor,
+                goal=goal,
+                count=num_trials,
+                space=space.parameters,
+                starts=starts,
+            )
+            sampler, optimum = (
+                SearchConfig.sampler,
+                min(surface.feasible(retain_floor, goal).values()),
+            )
+            best = [
+                replaying.replay(subject, SAMPLERS[sampler](seed), 1).best(num_trials)
+                for seed in range(seeds)
+            ]
+            table.add_row(
+                surface.name,
+                goal,
+                str(len(starts)),
+                *(f"{score:.3f}" for score in (optimum, median(best), max(best))),
+                f"{sum(score <= optimum + CLOSE for score in best) / seeds:.0%}",
+                f"{sum(map(math.isfinite, best)) / seeds:.0%}",
+            )
+    console.print(table)
 
 
 def in_words(point: Mapping[str, Any] | None) -> str:

@@ -33,7 +33,7 @@ from cyclopts.types import PositiveInt
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
-from surfaces import LOGARITHMIC, NEAR, ROUGE, Surface, optimum_of, read_surface
+from surfaces import LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum_of, read_surface
 
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
@@ -63,12 +63,12 @@ class Replay(NamedTuple):
     """One sampler with one seed on a surface."""
 
     told: list[float]
-    """Forget score of each trial, infinite where it was not feasible."""
+    """Objective of each trial, infinite where it was not feasible."""
     seconds: list[float]
     """Of each suggestion."""
 
     def best(self, count: int) -> float:
-        """Return the best feasible forget score of the first trials; infinite without one."""
+        """Return the best feasible objective of the first trials; infinite without one."""
         return min(self.told[:count])
 
     def trials_to(self, score: float) -> float:
@@ -76,34 +76,52 @@ class Replay(NamedTuple):
         return next((float(n) for n, told in enumerate(self.told, 1) if told <= score), math.inf)
 
 
-def replay(
-    surface: Surface, sampler: optuna.samplers.BaseSampler, at_once: int, floor: float
-) -> Replay:
-    """Search the surface; `at_once` trials are asked for before any of them is told, in order."""
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is searched in a replay, and for what."""
+
+    surface: Surface
+    floor: float
+    goal: str = ROUGE
+    count: int = AFTER[-1]
+    """Trials."""
+    space: Mapping[str, BaseDistribution] | None = None
+    """Default: what `distributions_of` says of the surface."""
+    starts: Sequence[Mapping[str, Any]] = ()
+    """Settings that are tried first."""
+
+
+def replay(subject: Subject, sampler: optuna.samplers.BaseSampler, at_once: int) -> Replay:
+    """Search a surface; `at_once` trials are asked for before any of them is told, in order."""
     study = optuna.create_study(sampler=sampler, direction="minimize")
-    distributions = distributions_of(surface)
+    for start in subject.starts:
+        study.enqueue_trial(dict(start))
+    surface = subject.surface
+    distributions = dict(subject.space or distributions_of(surface))
     told: list[float] = []
     seconds: list[float] = []
-    while len(told) < AFTER[-1]:
+    while len(told) < subject.count:
         trials = []
-        for _ in range(min(at_once, AFTER[-1] - len(told))):
-            start = time.perf_counter()
+        for _ in range(min(at_once, subject.count - len(told))):
+            start_time = time.perf_counter()
             trials.append(study.ask(distributions))
-            seconds.append(time.perf_counter() - start)
-        told += [tell(study, trial, surface.at(trial.params), floor) for trial in trials]
+            seconds.append(time.perf_counter() - start_time)
+        told += [tell(study, trial, surface.at(trial.params), subject) for trial in trials]
     return Replay(told, seconds)
 
 
 def tell(
-    study: optuna.Study, trial: optuna.Trial, scores: Mapping[str, Any], floor: float
+    study: optuna.Study, trial: optuna.Trial, scores: Mapping[str, Any], subject: Subject
 ) -> float:
-    """Tell a trial as a search does; return its forget score, infinite if it is not feasible."""
+    """Tell a trial as a search does; return its objective, infinite if it is not feasible."""
     if "failure" in scores:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return math.inf
-    trial.set_constraint("retain_rouge1", floor - scores["retain"])
-    study.tell(trial, scores["forget"])
-    return float(scores["forget"]) if scores["retain"] >= floor else math.inf
+    objective, missed = judged(scores, subject.floor, subject.goal)
+    for name, amount in missed.items():
+        trial.set_constraint(name, amount)
+    study.tell(trial, objective)
+    return float(objective) if max(missed.values()) <= 0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +176,13 @@ def rows_of(
 ) -> Iterator[Row]:
     """Yield a row for each sampler and number of trials at once."""
     optimum = min(surface.feasible(floor).values())
+    subject = Subject(surface=surface, floor=floor)
     with build_progress(console) as bar:
         task = bar.add_task("replaying", total=len(samplers) * len(AT_ONCE) * seeds, note="")
         for name, at_once in product(samplers, AT_ONCE):
             replays = []
             for seed in range(seeds):
-                replays.append(replay(surface, SAMPLERS[name](seed), at_once, floor))
+                replays.append(replay(subject, SAMPLERS[name](seed), at_once))
                 bar.update(task, advance=1, note=f"{name}, {at_once} at once")
             yield Row(
                 sampler=name,

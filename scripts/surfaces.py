@@ -24,9 +24,12 @@ from lunar_tune.files import decoded, write_atomically
 
 NEAR = 0.02  # of the optimum; forget ROUGE-1
 LOGARITHMIC = ("learning_rate", "ridge")
-ROUGE, REFUSING = "ROUGE", "ROUGE where 90 % of the forget answers decline"
+ROUGE = "ROUGE"
+DECLINING = "ROUGE where 70 % of the forget answers decline"
+REFUSING = "ROUGE where 90 % of the forget answers decline"
 GOALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     ROUGE: ("forget", {}),
+    DECLINING: ("forget_whole", {"forget_refused": 0.7}),  # a search's own, of a model's answers
     REFUSING: ("forget_whole", {"forget_refused": 0.9}),
 }
 """The score to make small, and what a setting has to keep beside the retain floor."""
@@ -70,12 +73,11 @@ class Surface:
 
     def feasible(self, floor: float, goal: str = ROUGE) -> dict[Setting, float]:
         """Return the objective of each setting that keeps what one of `GOALS` wants."""
-        objective, least = GOALS[goal]
-        bounds = {"retain": floor, **least}
+        found = {one: judged(scores, floor, goal) for one, scores in self.done.items()}
         return {
-            one: scores[objective]
-            for one, scores in self.done.items()
-            if all(scores.get(name, -math.inf) >= bound for name, bound in bounds.items())
+            one: objective
+            for one, (objective, missed) in found.items()
+            if max(missed.values()) <= 0
         }
 
     def save(self, file: Path) -> None:
@@ -85,6 +87,14 @@ class Surface:
         points = ",\n".join(f" {json.dumps(line)}" for line in lines)
         text = f'{head.removesuffix("}").rstrip()},\n "points": [\n{points}\n]}}\n'
         write_atomically(file, text.encode())
+
+
+def judged(scores: Scores, floor: float, goal: str) -> tuple[float, dict[str, float]]:
+    """Return what one of `GOALS` makes small, and by how much scores miss what it bounds."""
+    objective, least = GOALS[goal]
+    bounds = {"retain": floor, **least}
+    missed = {name: bound - scores.get(name, -math.inf) for name, bound in bounds.items()}
+    return scores.get(objective, math.inf), missed
 
 
 def nearest(axis: str, value: float, axes: Mapping[str, Setting]) -> int | float:

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from bench_samplers import check_replayable, distributions_of, replay
+from bench_samplers import Subject, check_replayable, distributions_of, replay
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from recorder import describe, recorded, unrecorded
-from surfaces import REFUSING, ROUGE, Surface, findings_of, read_surface
+from surfaces import DECLINING, REFUSING, ROUGE, Surface, findings_of, read_surface
 
 from lunar_tune.errors import InputError
 
@@ -120,5 +120,13 @@ def test_samplers_are_replayed_on_a_surface_without_its_model(surface: Surface) 
     assert distributions_of(rates)["learning_rate"] == FloatDistribution(0.001, 0.1, log=True)
     assert distributions_of(rates)["ridge"].single()
     assert surface.at({"layer": 3, "coefficient": 1.6})["forget"] == FORGET[4, 2.0]
-    told = replay(surface, RandomSampler(0), 4, 0.8).told
+    told = replay(Subject(surface=surface, floor=0.8), RandomSampler(0), 4).told
     assert (min(told), max(told)) == (0.1, math.inf)  # the floor is kept, and its misses are told
+    space = {"layer": IntDistribution(0, 1), "coefficient": FloatDistribution(1.0, 2.0)}
+    first = {"layer": 1, "coefficient": 1.2}
+    subject = Subject(
+        surface=surface, floor=0.8, goal=DECLINING, count=9, space=space, starts=[first]
+    )
+    told = replay(subject, RandomSampler(0), 1).told
+    assert (told[0], len(told)) == (0.5, 9)
+    assert {*told[1:]} <= {0.5, math.inf}, "one setting keeps both bounds"
