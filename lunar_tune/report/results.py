@@ -59,7 +59,7 @@ class SearchResults(Summary, StoredSearch):
             self.outcome,
             f"in {self.folder.path}",
         ]
-        scores = list(dict.fromkeys((*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)))
+        scores = self.known(*HEADLINE_SCORES[:2], *self.goal.metrics, *HEADLINE_SCORES)
         table = [["", *map(score_label, scores[:_SCORES])]]
         for who, known in self.compared.items():
             table.append([who, *(format_score(known, one) for one in scores[:_SCORES])])
@@ -91,11 +91,10 @@ class SearchResults(Summary, StoredSearch):
             scores[f"trial {best.number}, {asked}"] = self.confirmed
         return scores
 
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        """The scores of how answers decline that are known of what is compared."""
-        known = self.compared.values()
-        return tuple(name for name in VERDICT_SCORES if any(name in scores for scores in known))
+    def known(self, *names: str) -> list[str]:
+        """Return those of the scores, each once, that are known of what is compared."""
+        compared = self.compared.values()
+        return [one for one in dict.fromkeys(names) if any(one in scores for scores in compared)]
 
     @property
     def outcome(self) -> str:
@@ -190,7 +189,7 @@ def _content(anchor: str, results: SearchResults) -> dict[str, Any]:
         "parameters": {  # with whether all values are numbers
             name: all(is_number(row.parameters.get(name, 0)) for row in rows) for name in names
         },
-        "scores": dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics, *results.verdicts)),
+        "scores": results.known(*HEADLINE_SCORES, *results.goal.metrics, *VERDICT_SCORES),
         "charts": list(charts_of(results)),
         "answers": [one for one in answered if not one.answers.empty],
         "configuration": config.read_text(encoding="utf-8") if config.is_file() else "",

@@ -97,7 +97,7 @@ def print_result(
 
 def _score_table(results: SearchResults) -> Table:
     """Return the scores of base model and best setting: the headline's, and those of the goal."""
-    names = tuple(dict.fromkeys((*HEADLINE_SCORES, *results.goal.metrics)))
+    names = results.known(*HEADLINE_SCORES, *results.goal.metrics)
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("", no_wrap=True)
     for name in names:
