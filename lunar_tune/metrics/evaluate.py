@@ -212,8 +212,11 @@ class Evaluator:
                 break
             known |= run.close()
             asked = [retain[i] for i in sorted(order[:end])]
-            if self._missing(asked, known) > allowed + ROUNDING * total:
+            missing = self._missing(asked, known)
+            if missing > allowed + ROUNDING * total:
                 return asked, False
+            if missing <= len(asked) * (1 - floor):
+                break
         run.open(_new(chain.from_iterable(self._sets.values()), begun))
         return list(retain), True
 
