@@ -55,8 +55,8 @@ class ModelOptions(Concise):
     model_path: str | None = model_option(None, metavar="DIR", common=True, resume=True, place=True)
     """Folder of a fine-tuned checkpoint or of a PEFT adapter."""
     dtype: str = model_option("auto", choices=DTYPES, decides=True)
-    """Number format of the weights; auto is bfloat16 on a GPU and on a CPU with AMX (or little
-    memory for the model), float32 on any other CPU; a search keeps what its first worker chose."""
+    """Number format of the weights; auto is bfloat16 on a GPU and on a CPU that is fast in it (AMX,
+    AMD's AVX-512) or short of memory, else float32; a search keeps its first worker's choice."""
     device: str = model_option("auto", resume=True)
     """auto, cpu or cuda."""
     chat_template: str = model_option(OWN, metavar="own|published|FILE", resume=True, place=True)

@@ -64,9 +64,8 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device, parameters: float | None = None) -> torch.dtype:
     """Return the number format of a model's weights, or raise an InputError.
 
-    `auto` is bfloat16 on a GPU, on a CPU float32, unless the processor multiplies bfloat16 in tiles
-    (AMX) and the model is not small, or host memory is too small for `parameters` in float32.
-    AVX-512-BF16 by itself took 1.2 to 2.7 times as long as float32 (docs/benchmarks.md).
+    `auto` is bfloat16 on a GPU, on a CPU float32, unless the processor has a fast unit for bfloat16
+    and the model is not small, or host memory is too small for `parameters` in float32.
     """
     import torch
 
@@ -75,7 +74,7 @@ def resolve_dtype(dtype: str, device: torch.device, parameters: float | None = N
     if dtype == AUTO:
         need = memory_needed(parameters or 0, torch.float32.itemsize)
         halves = device.type == "cuda" or need > psutil.virtual_memory().total * USABLE_SHARE
-        if _has_tiles() and (parameters is None or parameters >= SMALL_MODEL):
+        if _unit_of_halves() and (parameters is None or parameters >= SMALL_MODEL):
             halves = True
         dtype = "bfloat16" if halves else "float32"
     resolved: torch.dtype = getattr(torch, dtype)
@@ -90,15 +89,23 @@ def dtype_of(model: ModelSpec) -> torch.dtype:
 def shown_dtype(dtype: torch.dtype, device: torch.device) -> str:
     """Return a number format's name, and what computes with it, to show."""
     name = str(dtype).removeprefix("torch.")
-    return f"{name} (AMX)" if (name, device.type) == ("bfloat16", "cpu") and _has_tiles() else name
+    unit = _unit_of_halves() if (name, device.type) == ("bfloat16", "cpu") else ""
+    return f"{name} ({unit})" if unit else name
 
 
-def _has_tiles() -> bool:
-    """Say whether this processor multiplies matrices of bfloat16 in tiles (Intel AMX)."""
+def _unit_of_halves() -> str:
+    """Return what computes faster in bfloat16 than in float32 here; empty where nothing does.
+
+    AVX-512-BF16 took a quarter to a half of the time on AMD's processors, and 1.2 to 2.7 times as
+    long on Intel's without AMX (docs/benchmarks.md).
+    """
     import torch
 
     known = torch.cpu.get_capabilities()
-    return bool(known.get("amx_tile") and known.get("amx_bf16"))
+    if known.get("amx_tile") and known.get("amx_bf16"):
+        return "AMX"
+    is_amd = str(known.get("cpu_name", "")).startswith("AMD")
+    return "AVX-512" if is_amd and known.get("avx512_bf16") else ""
 
 
 def limit_threads(count: int | None = None) -> int:
