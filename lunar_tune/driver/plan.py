@@ -211,10 +211,10 @@ def plan_search(
 
 def with_constraints(config: SearchConfig) -> SearchConfig:
     """Return options in which constraints are named: those that go with method and data."""
-    declining = False
+    usual: tuple[str, ...] = (RETAINING,)
     with suppress(InputError):  # said with all else that is wrong
-        declining = redirects_own_answers(config)
-    usual = (RETAINING, DECLINING) if declining else (RETAINING,)
+        if redirects_own_answers(config):
+            usual = (RETAINING, DECLINING)
     return dataclasses.replace(config, constrain=config.constrain or usual)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import RETAINING, SearchConfig
 from lunar_tune.display import Concise
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.means import error_name
@@ -329,8 +329,8 @@ def parse_constraint(text: str) -> Constraint:
 
 
 def goal_of(config: SearchConfig) -> Goal:
-    """Return what a search is after."""
-    return Goal.read(config.minimise, config.constrain)
+    """Return what a search is after; where no bounds are named, with the usual one."""
+    return Goal.read(config.minimise, config.constrain or (RETAINING,))
 
 
 def in_words(bounds: Iterable[Constraint]) -> str:

@@ -197,7 +197,7 @@ def test_a_kept_model_is_made_once(
     assert ensure_finetuned(job, partial(finetune, on_epoch=kill_after(1))) == folder
     others = (changed(job, rank=4), dataclasses.replace(job, seed=1))
     assert len({kept_folder(one) for one in (job, *others)}) == 3
-    for name, value in (("_has_tiles", lambda: True), ("SMALL_MODEL", 0)):
+    for name, value in (("_unit_of_halves", lambda: "AMX"), ("SMALL_MODEL", 0)):
         monkeypatch.setattr(f"lunar_tune.models.device.{name}", value)
     assert kept_folder(job) == folder, "a processor whose trials are in bfloat16 finds it too"
 

@@ -370,6 +370,7 @@ def test_also_one_that_named_it_or_whose_scored_layers_narrowed_it(
     plan, folder = begun(tmp_path)
     whole = plan.space.to_dict()
     whole["parameters"] = whole["parameters"] | {"layer": {"type": "int", "low": 0, "high": 2}}
+    whole["starting_points"] = []
     resolved = {"space": whole, "version": __version__}
     if prior is not None:
         narrow = whole["parameters"] | {"layer": {"type": "int", "low": 2, "high": 2}}

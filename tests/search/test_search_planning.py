@@ -21,6 +21,7 @@ from lunar_tune.driver.plan import make_folder, plan_search
 from lunar_tune.driver.prerequisite import finetuning_fact, finetuning_job
 from lunar_tune.errors import InputError
 from lunar_tune.finetuning.tiny import ensure_tiny
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.catalog import read_lineage
 from lunar_tune.report.summary import baseline_problem
 from lunar_tune.trial.assemble import assemble, assemble_finetuning, check_machine, materialise
@@ -58,7 +59,7 @@ def test_a_model_is_to_decline_what_it_answers_by_itself_unless_something_else_i
     floor, declining = "retain_rouge1>=0.8", "forget_refused>=0.7"
 
     def bounds(**options: Any) -> tuple[str, ...]:
-        return plan_search(SearchConfig(output=tmp_path, **options)).config.constrain
+        return goal_of(plan_search(SearchConfig(output=tmp_path, **options)).config).text[1]
 
     real: dict[str, Any] = {"model": "smollm2-135m", "device": "cpu"}
     assert bounds(**real) == bounds(**real, solver="closed_form") == (floor, declining)

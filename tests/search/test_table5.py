@@ -295,7 +295,7 @@ def test_a_cell_that_was_refused_is_planned_again(tmp_path: Path) -> None:
     told(tmp_path / GA.name, [], refused="the model does not know the data")
     shown = io.StringIO()
     TableRun([GA], shared, Console(file=shown, width=120)).show_plan()
-    assert f"{GA.name}: 0 of 30 trials completed" in shown.getvalue()
+    assert f"{GA.name}: 0 of 20 trials completed" in shown.getvalue()
 
 
 def test_a_cell_of_an_earlier_version_keeps_what_it_was_taken_for(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_cell_of_an_earlier_version_keeps_what_it_was_taken_for(tmp_path: Path
     folder.config.write_text(write_yaml(document))
     shown = io.StringIO()
     TableRun([own], shared, Console(file=shown, width=120)).show_plan()
-    assert f"{own.name}: 1 of 30 trials completed" in shown.getvalue()
+    assert f"{own.name}: 1 of 20 trials completed" in shown.getvalue()
     assert "as it was begun, with --data contracts" in " ".join(shown.getvalue().split())
     assert "--reference-check never" in " ".join(shown.getvalue().split())
     other = dataclasses.replace(shared, reference_check="report")
