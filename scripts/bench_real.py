@@ -61,8 +61,8 @@ CLOSE = 0.05  # to a surface's optimum: what a search is to find
 SHOWN = 10  # rows that differ; all of them are in the figures
 BEFORE = 1.2  # a warm trial follows one with so many times its coefficient
 GRIDS: Mapping[str, Mapping[str, Setting]] = {  # the first values are recorded first
-    "closed_form": {"coefficient": (2.3, 1.2, 1.7, 3.0, 4.0, 0.8, 5.5, 0.5), "ridge": (0.01,)},
-    "adamw": {"coefficient": (2.3, 1.2, 4.0, 0.8), "learning_rate": (0.01, 0.003, 0.03)},
+    "closed_form": {"coefficient": (2.3, 1.2, 1.7, 3.0, 0.8, 4.0), "ridge": (0.01,)},
+    "adamw": {"coefficient": (2.3, 1.2, 1.7, 4.0), "learning_rate": (0.01, 0.003, 0.001)},
 }
 BLOCKS_APART = {"closed_form": 1, "adamw": 2}
 
