@@ -11,7 +11,7 @@ surfaces (`bench_samplers`), what answers of 512 tokens cost (`bench_trial`).
     scripts/bench_real.py trial --json FILE
     scripts/bench_real.py record --solver closed_form --save docs/surfaces/NAME.json
     scripts/bench_real.py findings docs/surfaces/*.json
-    scripts/bench_real.py defaults docs/surfaces/*.json
+    scripts/bench_real.py defaults docs/surfaces/NAME.json
 """
 
 from __future__ import annotations
@@ -404,6 +404,7 @@ def defaults(
     for header in headers:
         table.add_column(header, justify="left" if header in headers[:3] else "right")
     for surface in [read_surface(file) for file in files]:
+        replaying.check_replayable(surface, retain_floor)
         space = default_space(surface)
         for goal, starts in product((ROUGE, DECLINING), (space.starting_points, ())):
             subject = replaying.Subject(

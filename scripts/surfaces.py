@@ -19,17 +19,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lunar_tune.config import options
 from lunar_tune.errors import InputError
 from lunar_tune.files import decoded, write_atomically
+from lunar_tune.metrics.goal import parse_constraint
 
 NEAR = 0.02  # of the optimum; forget ROUGE-1
 LOGARITHMIC = ("learning_rate", "ridge")
 ROUGE = "ROUGE"
 DECLINING = "ROUGE where 70 % of the forget answers decline"
 REFUSING = "ROUGE where 90 % of the forget answers decline"
+_DEFAULT = parse_constraint(options.DECLINING)  # a search's own, of what a model answers by itself
 GOALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     ROUGE: ("forget", {}),
-    DECLINING: ("forget_whole", {"forget_refused": 0.7}),  # a search's own, of a model's answers
+    DECLINING: ("forget_whole", {_DEFAULT.metric: _DEFAULT.bound}),
     REFUSING: ("forget_whole", {"forget_refused": 0.9}),
 }
 """The score to make small, and what a setting has to keep beside the retain floor."""

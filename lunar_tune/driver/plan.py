@@ -101,11 +101,11 @@ class SearchPlan:
         if (coefficient := self.layer_coefficient) is not None:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
-        budget, bounded, goal = f"{spec.max_new_tokens} tokens", "", goal_of(config)
+        budget, bounded = f"{spec.max_new_tokens} tokens", ""
         trials = f"{config.num_trials}, sampler {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
-            if any(VERDICTS in METRICS[name].needs for name in goal.metrics):
+            if any(VERDICTS in METRICS[name].needs for name in spec.metrics):
                 budget += f", to {READ_TOKENS} where it counts whether they decline,"
             bounded = ", where an answer ends that only repeats itself"
         if config.time_budget is not None:
@@ -129,7 +129,7 @@ class SearchPlan:
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),
             "starting points": self.starts,
-            "objective": str(goal),
+            "objective": str(goal_of(config)),
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
             f"the confirmation{bounded}",
@@ -211,11 +211,13 @@ def plan_search(
 
 def with_constraints(config: SearchConfig) -> SearchConfig:
     """Return options in which constraints are named: those that go with method and data."""
+    if config.constrain:
+        return config
     usual: tuple[str, ...] = (RETAINING,)
     with suppress(InputError):  # said with all else that is wrong
         if redirects_own_answers(config):
             usual = (RETAINING, DECLINING)
-    return dataclasses.replace(config, constrain=config.constrain or usual)
+    return dataclasses.replace(config, constrain=usual)
 
 
 def collection_of(config: SearchConfig) -> Collection:

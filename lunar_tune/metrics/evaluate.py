@@ -191,8 +191,8 @@ class Evaluator:
     ) -> tuple[list[Question], bool]:
         """Ask the forget set, then retain rows until the floor is missed for certain.
 
-        If what is known of a chunk after the first round holds the floor already, all that is left
-        is asked at once; if not, the chunk is decoded to its end before the next one is begun.
+        As soon as what is known holds the floor, of a chunk after its first round or of all chunks
+        that were decoded to their end, all that is left is asked at once.
         Return the retain rows that were asked, and whether everything was.
         """
         retain = self._sets["retain"]

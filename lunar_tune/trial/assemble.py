@@ -169,9 +169,9 @@ def answered(options: RunOptions, spec: TrialSpec) -> TrialSpec:
 
 def redirects_own_answers(options: RunOptions) -> bool:
     """Say whether a model is to decline what it answers by itself, or raise an InputError."""
-    model = _model(options, Problems())
-    asked = pairs_kind(options.data or own_data(model)) == "questions"
-    return asked and METHODS[options.method].along_vectors
+    if not METHODS[options.method].along_vectors:
+        return False
+    return pairs_kind(options.data or own_data(_model(options, Problems()))) == "questions"
 
 
 def in_format_of(options: Model, known: Identity | None) -> Model:
