@@ -28,7 +28,9 @@ GIB: Final = 2**30
 USABLE_SHARE: Final = 0.9  # of what is free: fragments and libraries take their share
 # What a model needs at least beside its weights: what one prompt computes, the libraries' buffers.
 WORKING_BYTES: Final = GIB // 2
-WORKING_SHARE: Final = 0.05
+# A fit holds 20 bytes of float32 for each parameter of its matrix, which has 0.9 % of a model's
+# (Qwen2.5-7B and -0.5B; SmolLM2-135M 0.65 %), and half as much again of its inputs.
+FITTING_BYTES: Final = 0.27  # for each parameter of the model
 TRAINED_BYTES: Final = 4 * 4  # float32 of a parameter, its gradient and AdamW's two moments
 # Parameters below which a model's operations on a CPU are too short to gain by more threads or by
 # fewer bits. Measured on `tiny` (3 million) and two cores: a trial takes 1.1 s with one thread and
@@ -207,7 +209,7 @@ def n_parameters(model: ModelSpec) -> float | None:
 
 def memory_needed(parameters: float, bytes_each: int) -> int:
     """Return the bytes of a device that so many parameters and the work on them take."""
-    return int(parameters * bytes_each * (1 + WORKING_SHARE)) + WORKING_BYTES
+    return int(parameters * (bytes_each + FITTING_BYTES)) + WORKING_BYTES
 
 
 def check_fits(
