@@ -82,8 +82,9 @@ def memory(plan: Plan, *, limited: bool = False) -> dict[str, Any]:
     from random_weights import NEW_TOKENS, random_model, random_options
 
     from lunar_tune.config.options import RunOptions
-    from lunar_tune.models.device import GIB, memory_needed
+    from lunar_tune.models.device import GIB, limit_threads, memory_needed
 
+    limit_threads(plan.threads)
     told = RunOptions(
         device=plan.device, max_new_tokens=NEW_TOKENS, evaluation_rows=plan.evaluation_rows
     )
