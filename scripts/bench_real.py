@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ GRIDS: Mapping[str, Mapping[str, Setting]] = {  # the first values are recorded 
 BLOCKS_APART = {"closed_form": 1, "adamw": 2}
 
 app = cyclopts.App(help=__doc__)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 @Parameter(name="*")
@@ -161,9 +162,10 @@ def runs_of(subject: Subject, setting: Mapping[str, Any], ways: Sequence[str]) -
     for way in (FULL, HALF, PAGE):
         if way not in ways:
             continue
-        dtype = "bfloat16" if way == HALF else "float32"
-        spec = subject.spec(own[0], dtype=dtype, engine="reference" if way == PAGE else "fast")
-        spec = dataclasses.replace(spec, layers=(setting[LAYER],))
+        spec = subject.spec(own[0], engine="reference" if way == PAGE else "fast")
+        # In either format the questions and true answers of float32: each knows other ones.
+        model = dataclasses.replace(spec.model, dtype="bfloat16" if way == HALF else "float32")
+        spec = dataclasses.replace(spec, layers=(setting[LAYER],), model=model)
         console.print(f"{way}: {dict(setting)}")
         with tempfile.TemporaryDirectory() as folder:
             worker = Worker(spec, load_model(spec.model, spec.chat), cache_root=Path(folder))
@@ -382,7 +384,7 @@ def defaults(
 ) -> None:
     """Search surfaces as a search does: default space, sampler, trials; with its starts or without.
 
-    What is between the settings of a surface counts as the nearest.
+    What is between the settings of a surface counts as its neighbours say.
 
     Args:
         files: Recorded surfaces.
@@ -415,14 +417,8 @@ def defaults(
                 space=space.parameters,
                 starts=starts,
             )
-            sampler, optimum = (
-                SearchConfig.sampler,
-                min(surface.feasible(retain_floor, goal).values()),
-            )
-            best = [
-                replaying.replay(subject, SAMPLERS[sampler](seed), 1).best(num_trials)
-                for seed in range(seeds)
-            ]
+            make, optimum = SAMPLERS[SearchConfig.sampler], surface.least(retain_floor, goal)
+            best = [min(replaying.replay(subject, make(seed), 1)) for seed in range(seeds)]
             table.add_row(
                 surface.name,
                 goal,
