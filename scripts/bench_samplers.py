@@ -1,15 +1,14 @@
 """How fast each sampler finds the best setting: replays on recorded surfaces.
 
 Covers: any number of files (`surfaces`, recorded by `bench_real`; by default those in
-docs/surfaces), from the files alone; samplers replayed on each with many seeds, one trial at a time
-and four at a time, without starting points, over the ranges of the file's axes. A replayed trial
-gets the scores of the setting nearest to what was proposed (logarithms where the space is
-logarithmic), and the constraint as a search sets it.
-A sampler that returns to one setting again and again learns nothing there, which a search, whose
-scores change between settings, need not suffer from.
-Does not cover: scores between settings, Ray, the journal file (replays keep their study in memory).
+docs/surfaces), from the files alone; samplers replayed on each with many seeds, one, two and four
+trials at a time, without starting points, over the ranges of the file's axes. A replayed trial gets
+the scores that lie between its neighbours, and the constraint as a search sets it. The regret is
+the best feasible forget ROUGE-1 so far less the optimum, which is looked for between settings, too.
+A trial costs 1, whatever its seconds.
+Does not cover: Ray, the journal file (replays keep their study in memory).
 
-    scripts/bench_samplers.py --json FILE
+    scripts/bench_samplers.py --json FILE            # what FILE has already is not run again
     scripts/bench_samplers.py --grid FILE FILE --samplers gp,random
 """
 
@@ -18,33 +17,62 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import cyclopts
+import numpy as np
 import optuna
 from cyclopts.types import PositiveInt
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
-from surfaces import LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum_of, read_surface
+from surfaces import FAILURE, LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum_of, read_surface
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
+from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.display import build_progress
 from lunar_tune.driver.space import LAYER, SAMPLERS
 from lunar_tune.errors import InputError, Problems
+from lunar_tune.files import write_json
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
-AFTER = (10, 20, 30, 50)  # trials after which the best is looked at
-JUDGED = 30  # of them
-AT_ONCE = (1, 4)
+COSTS = (5, 8, 12, 20, 30, 50)  # in trials, after which the best is looked at
+AT_ONCE = (1, 2, 4)
+MANY = 100  # trials, after which a suggestion is timed
+
+
+def _botorch(seed: int) -> optuna.samplers.BaseSampler:
+    from optuna_integration import BoTorchSampler
+
+    sampler: optuna.samplers.BaseSampler = BoTorchSampler(seed=seed, n_startup_trials=8)
+    return sampler
+
+
+RIVALS: Mapping[str, tuple[str, Callable[[int], optuna.samplers.BaseSampler]]] = {
+    "botorch": ("optuna-integration botorch", _botorch),
+}
+"""Samplers that the project does not ship: what to install, and how to make one of a seed."""
+
+
+def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler by its name, or raise an InputError."""
+    if name not in RIVALS:
+        return SAMPLERS[name](seed)
+    packages, make = RIVALS[name]
+    try:
+        return make(seed)
+    except ImportError as error:
+        raise InputError(f"--samplers {name}: needs {packages} ({error}).") from error
 
 
 def distributions_of(surface: Surface) -> dict[str, BaseDistribution]:
@@ -59,23 +87,6 @@ def distributions_of(surface: Surface) -> dict[str, BaseDistribution]:
     }
 
 
-class Replay(NamedTuple):
-    """One sampler with one seed on a surface."""
-
-    told: list[float]
-    """Objective of each trial, infinite where it was not feasible."""
-    seconds: list[float]
-    """Of each suggestion."""
-
-    def best(self, count: int) -> float:
-        """Return the best feasible objective of the first trials; infinite without one."""
-        return min(self.told[:count])
-
-    def trials_to(self, score: float) -> float:
-        """Return after how many trials a score was reached; infinite if it was not."""
-        return next((float(n) for n, told in enumerate(self.told, 1) if told <= score), math.inf)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What is searched in a replay, and for what."""
@@ -83,38 +94,40 @@ class Subject:
     surface: Surface
     floor: float
     goal: str = ROUGE
-    count: int = AFTER[-1]
+    count: int = COSTS[-1]
     """Trials."""
     space: Mapping[str, BaseDistribution] | None = None
     """Default: what `distributions_of` says of the surface."""
     starts: Sequence[Mapping[str, Any]] = ()
     """Settings that are tried first."""
 
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What a sampler may propose."""
+        return dict(self.space or distributions_of(self.surface))
 
-def replay(subject: Subject, sampler: optuna.samplers.BaseSampler, at_once: int) -> Replay:
-    """Search a surface; `at_once` trials are asked for before any of them is told, in order."""
+
+def replay(subject: Subject, sampler: optuna.samplers.BaseSampler, at_once: int) -> list[float]:
+    """Search a surface; return each trial's objective, infinite where it was not feasible.
+
+    `at_once` trials are asked for before any of them is told, in order.
+    """
     study = optuna.create_study(sampler=sampler, direction="minimize")
     for start in subject.starts:
         study.enqueue_trial(dict(start))
-    surface = subject.surface
-    distributions = dict(subject.space or distributions_of(surface))
     told: list[float] = []
-    seconds: list[float] = []
     while len(told) < subject.count:
-        trials = []
-        for _ in range(min(at_once, subject.count - len(told))):
-            start_time = time.perf_counter()
-            trials.append(study.ask(distributions))
-            seconds.append(time.perf_counter() - start_time)
-        told += [tell(study, trial, surface.at(trial.params), subject) for trial in trials]
-    return Replay(told, seconds)
+        asked = range(min(at_once, subject.count - len(told)))
+        trials = [study.ask(subject.distributions) for _ in asked]
+        told += [tell(study, trial, subject.surface.at(trial.params), subject) for trial in trials]
+    return told
 
 
 def tell(
     study: optuna.Study, trial: optuna.Trial, scores: Mapping[str, Any], subject: Subject
 ) -> float:
     """Tell a trial as a search does; return its objective, infinite if it is not feasible."""
-    if "failure" in scores:
+    if FAILURE in scores:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return math.inf
     objective, missed = judged(scores, subject.floor, subject.goal)
@@ -124,73 +137,104 @@ def tell(
     return float(objective) if max(missed.values()) <= 0 else math.inf
 
 
+def seconds_of(subject: Subject, name: str) -> float:
+    """Return the seconds of a suggestion after `MANY` trials that were drawn at random."""
+    study = optuna.create_study(sampler=SAMPLERS["random"](0), direction="minimize")
+    for _ in range(MANY):
+        trial = study.ask(subject.distributions)
+        tell(study, trial, subject.surface.at(trial.params), subject)
+    study.sampler = sampler_of(name, 0)
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        study.ask(subject.distributions)
+        taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One sampler over all seeds."""
 
     sampler: str
     at_once: int
-    best: dict[int, list[float]]
-    """Best feasible forget score of each seed, by number of trials."""
-    trials: list[float]
-    """Trials until a seed was near the surface's optimum."""
-    seconds: float
-    """Of a suggestion, median."""
-
-    @property
-    def near(self) -> float:
-        """Share of seeds that are near the surface's optimum after `JUDGED` trials."""
-        return sum(count <= JUDGED for count in self.trials) / len(self.trials)
-
-    def rank(self) -> tuple[float, ...]:
-        """Return what decides, smaller is better: seeds near, scores after `JUDGED`, trials."""
-        best = self.best[JUDGED]
-        return (-self.near, *middle_and_worst(best), *middle_and_worst(self.trials))
+    regret: Mapping[str, Mapping[str, float | None]]
+    """By cost: median and 95th percentile (None where nothing feasible was found), shares of seeds
+    within `NEAR` of the optimum and without anything feasible."""
+    suggestion_s: float
+    """Seconds of a suggestion after `MANY` trials."""
 
     def cells(self) -> list[str]:
         """Return the table's cells."""
-        pairs = [middle_and_worst(self.best[count]) for count in AFTER]
-        best = [" ".join(f"{x:.3f}".removeprefix("0") for x in pair) for pair in pairs]
-        trials = " ".join(f"{count:g}" for count in middle_and_worst(self.trials))
-        return [
-            self.sampler,
-            str(self.at_once),
-            *(cell.replace("inf", "none") for cell in (*best, trials)),
-            f"{self.near:.0%}",
-            f"{self.seconds:.3f}",
-        ]
+
+        def shown(number: float | None) -> str:
+            return "none" if number is None else f"{number:.3f}".removeprefix("0")
+
+        regrets = (
+            f"{shown(one['median'])} {shown(one['p95'])} {one['near']:4.0%}"
+            for one in self.regret.values()
+        )
+        return [self.sampler, str(self.at_once), *regrets, f"{self.suggestion_s:.2f}"]
 
 
-def middle_and_worst(values: Sequence[float]) -> tuple[float, float]:
-    """Return the median and the largest, rounded."""
-    return round(median(values), 3), round(max(values), 3)
+def row_of(
+    sampler: str, at_once: int, replays: Sequence[Sequence[float]], optimum: float, seconds: float
+) -> Row:
+    """Return what one sampler's seeds found, by cost."""
+    regret = {}
+    for cost in COSTS:
+        regrets = np.array([min(told[:cost]) - optimum for told in replays])
+        # The next higher seed: half of what is infinite is no number.
+        middle, high = np.quantile(regrets, (0.5, 0.95), method="higher")
+        regret[str(cost)] = {
+            "median": _finite(middle),
+            "p95": _finite(high),
+            "near": float(np.mean(regrets <= NEAR)),
+            "none": float(np.mean(np.isinf(regrets))),
+        }
+    return Row(sampler=sampler, at_once=at_once, regret=regret, suggestion_s=seconds)
+
+
+def _finite(number: float) -> float | None:
+    return round(float(number), 4) if math.isfinite(number) else None
 
 
 def rows_of(
-    surface: Surface,
+    subject: Subject,
     samplers: Sequence[str],
     *,
     seeds: int,
-    floor: float,
+    processes: int,
+    known: Sequence[Row],
     console: Console,
 ) -> Iterator[Row]:
-    """Yield a row for each sampler and number of trials at once."""
-    optimum = min(surface.feasible(floor).values())
-    subject = Subject(surface=surface, floor=floor)
-    with build_progress(console) as bar:
-        task = bar.add_task("replaying", total=len(samplers) * len(AT_ONCE) * seeds, note="")
-        for name, at_once in product(samplers, AT_ONCE):
+    """Yield a row for each sampler and number of trials at once; what is known is not run."""
+    optimum = subject.surface.least(subject.floor, subject.goal)
+    rows = {(row.sampler, row.at_once): row for row in known}
+    ways = [*product(samplers, AT_ONCE)]
+    # Of a process that knows nothing of this one's threads.
+    context = multiprocessing.get_context("spawn")
+    with build_progress(console) as bar, ProcessPoolExecutor(processes, context) as pool:
+        task = bar.add_task("replaying", total=len(ways) * seeds, note="")
+        for name, at_once in ways:
+            if (name, at_once) in rows:
+                yield rows[name, at_once]
+                continue
             replays = []
-            for seed in range(seeds):
-                replays.append(replay(subject, SAMPLERS[name](seed), at_once))
+            for told in pool.map(partial(replay_seed, subject, name, at_once), range(seeds)):
+                replays.append(told)
                 bar.update(task, advance=1, note=f"{name}, {at_once} at once")
-            yield Row(
-                sampler=name,
-                at_once=at_once,
-                best={count: [r.best(count) for r in replays] for count in AFTER},
-                trials=[r.trials_to(optimum + NEAR) for r in replays],
-                seconds=median(second for r in replays for second in r.seconds),
-            )
+            seconds = pool.submit(seconds_of, subject, name).result()
+            yield row_of(name, at_once, replays, optimum, seconds)
+
+
+def replay_seed(subject: Subject, name: str, at_once: int, seed: int) -> list[float]:
+    """Replay a sampler, named, with a seed."""
+    import torch
+
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return replay(subject, sampler_of(name, seed), at_once)
 
 
 def check_replayable(surface: Surface, floor: float) -> None:
@@ -214,73 +258,41 @@ def facts_of(surface: Surface, floor: float) -> dict[str, Any]:
         "failed": len(surface.points) - len(surface.done),
         "feasible": len(surface.feasible(floor)),
         "near": len(best.near),
-        "optimum": {"parameters": surface.parameters(best.setting), **surface.points[best.setting]},
+        "best": {"parameters": surface.parameters(best.setting), **surface.points[best.setting]},
+        "optimum": surface.least(floor),
         "floor": floor,
     }
 
 
 def facts_line(facts: Mapping[str, Any]) -> str:
     """Return a surface in words."""
-    best = facts["optimum"]
+    best = facts["best"]
     setting = ", ".join(f"{name} {value:g}" for name, value in best["parameters"].items())
     return (
         f"{facts['points']} settings, {facts['failed']} failed, {facts['feasible']} feasible "
-        f"(retain >= {facts['floor']:g}); optimum forget {best['forget']:.3f} at retain "
-        f"{best['retain']:.3f} ({setting}); {facts['near']} feasible settings within {NEAR} of it"
+        f"(retain >= {facts['floor']:g}); best: forget {best['forget']:.3f} at retain "
+        f"{best['retain']:.3f} ({setting}); {facts['near']} feasible settings within {NEAR} of it; "
+        f"optimum, also between settings: {facts['optimum']:.3f}"
     )
 
 
 def table_of(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in (
-        "sampler",
-        "at once",
-        *(f"after {count}" for count in AFTER),
-        "trials",
-        "near",
-        "s",
-    ):
+    for header in ("sampler", "at once", *(f"cost {cost}" for cost in COSTS), "s"):
         table.add_column(header, justify="left" if header == "sampler" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.cells())
     return table
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """Return which sampler wins, and whether it is the shipped default."""
-    default, said, ways = SearchConfig().sampler, [], 0
-    for at_once in AT_ONCE:
-        group = [row for row in rows if row.at_once == at_once]
-        least = min(row.rank() for row in group)
-        first = [row.sampler for row in group if row.rank() == least]
-        said.append(
-            f"{', '.join(first)} {'tie' if len(first) > 1 else 'wins'} at {at_once} at once"
-        )
-        ways += default in first
-    share = ("in neither", "in one of them", "in both")[ways]
-    return f"{'; '.join(said)}; the shipped default, {default}, is first {share}"
-
-
-def figures_of(surface: Surface, facts: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a surface's figures; None where a seed found nothing."""
-    plain = [{**dataclasses.asdict(row), "near": row.near} for row in rows]
-    for row in plain:
-        row["best"] = {count: _finite(scores) for count, scores in row["best"].items()}
-        row["trials"] = _finite(row["trials"])
-    return {"surface": dict(surface.about), "grid": dict(facts), "rows": plain}
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
-
-
 def bench(
     *,
     grid: Annotated[list[Path] | None, cyclopts.Parameter(consume_multiple=True)] = None,
     samplers: str = ",".join(SAMPLERS),
-    seeds: PositiveInt = 20,
+    seeds: PositiveInt = 50,
     retain_floor: float = RETAIN_FLOOR,
+    processes: PositiveInt = 2,
     json_file: Annotated[Path | None, cyclopts.Parameter(name="--json")] = None,
 ) -> None:
     """Replay samplers on recorded surfaces.
@@ -290,13 +302,16 @@ def bench(
         samplers: With commas between.
         seeds: Replays of each.
         retain_floor: Least retain ROUGE-1.
-        json_file: Write the figures.
+        processes: That replay at the same time.
+        json_file: Write the figures; those that it has of the same surface are kept.
     """
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
     names, surfaces, problems = samplers.split(","), list[Surface](), Problems()
     for name in names:
-        if name not in SAMPLERS:
-            problems.add(f"--samplers {name}: there are {', '.join(SAMPLERS)}.")
+        if name not in SAMPLERS and name not in RIVALS:
+            problems.add(f"--samplers {name}: there are {', '.join([*SAMPLERS, *RIVALS])}.")
+        else:
+            problems.attempt(partial(sampler_of, name, 0))
     for file in grid or sorted(SURFACES.glob("*.json")):
         with problems.collect():
             surface = read_surface(file)
@@ -306,19 +321,53 @@ def bench(
             check_replayable(surface, retain_floor)
             surfaces.append(surface)
     problems.raise_if_any()
-    figures = []
+    figures = _read(json_file) if json_file is not None and json_file.exists() else {}
     for surface in surfaces:
-        facts = facts_of(surface, retain_floor)
+        facts = {**facts_of(surface, retain_floor), "seeds": seeds, "about": dict(surface.about)}
         console.print(f"\n{surface.name}: {facts_line(facts)}")
-        rows = list(rows_of(surface, names, seeds=seeds, floor=retain_floor, console=console))
-        console.print(table_of(rows))
-        console.print(verdict(rows))
-        figures.append(figures_of(surface, facts, rows))
-    console.print(f"\nafter: best feasible forget ROUGE-1, median and worst of {seeds} seeds")
-    console.print(f"trials: until within {NEAR} of the optimum, median and worst seed")
-    console.print(f"near: seeds that are there after {JUDGED}; s: seconds of a suggestion, median")
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        before = figures.get(surface.name, {})
+        known = [Row(**row) for row in before.get("rows", ()) if before["facts"] == facts]
+        rows = rows_of(
+            Subject(surface=surface, floor=retain_floor),
+            names,
+            seeds=seeds,
+            processes=processes,
+            known=known,
+            console=console,
+        )
+        shown = []
+        for row in rows:
+            shown.append(row)
+            others = [one for one in known if (one.sampler, one.at_once) not in _ways(shown)]
+            plain = [dataclasses.asdict(one) for one in (*others, *shown)]
+            figures[surface.name] = {"facts": facts, "rows": plain}
+            if json_file is not None:
+                write_json(json_file, figures)
+        console.print(table_of(shown))
+    console.print(
+        f"\ncost 12: after 12 trials, regret in forget ROUGE-1, median and 95th percentile of "
+        f"{seeds} seeds, and the share within {NEAR}; none: nothing feasible was found"
+    )
+    console.print(f"s: seconds of a suggestion after {MANY} trials")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the figures of an earlier run, or raise an InputError."""
+    try:
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = {
+            name: (one["facts"], [Row(**row) for row in one["rows"]])
+            for name, one in figures.items()
+        }
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"--json {file}: exists, and has no figures of this command ({error}). Name another."
+        ) from error
+    return figures
+
+
+def _ways(rows: Sequence[Row]) -> set[tuple[str, int]]:
+    return {(row.sampler, row.at_once) for row in rows}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Surfaces: what each setting of a grid scored on a model, in a file that needs no model.
 
-Covers: reading and writing a file, its feasible settings, and what it says of a search space and
-of each parameter. A file is JSON: `surface` says what was recorded, `axes` the values of each
-parameter, `points` the scores of each setting: `forget` and `retain` (ROUGE-1), `seconds`, further
-ones by the names of their metrics, `forget_whole` (ROUGE-1 of whole answers); or its `failure`.
-Does not cover: recording (`bench_real`), scores between settings.
+Covers: reading and writing a file, its feasible settings, scores between settings, and what it
+says of a search space and of each parameter. A file is JSON: `surface` says what was recorded,
+`axes` the values of each parameter, `points` the scores of each setting: `forget` and `retain`
+(ROUGE-1), `seconds`, further ones by the names of their metrics, `forget_whole` (ROUGE-1 of whole
+answers); or its `failure`.
+Does not cover: recording (`bench_real`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cached_property, reduce
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 
 from lunar_tune.config import options
 from lunar_tune.errors import InputError
@@ -25,6 +31,8 @@ from lunar_tune.files import decoded, write_atomically
 from lunar_tune.metrics.goal import parse_constraint
 
 NEAR = 0.02  # of the optimum; forget ROUGE-1
+STEPS = 20  # between neighbours on an axis, where the optimum between settings is looked for
+FAILURE = "failure"
 LOGARITHMIC = ("learning_rate", "ridge")
 ROUGE = "ROUGE"
 DECLINING = "ROUGE where 70 % of the forget answers decline"
@@ -61,8 +69,55 @@ class Surface:
         return dict(zip(self.axes, setting, strict=True))
 
     def at(self, parameters: Mapping[str, float]) -> Scores:
-        """Return the scores of the setting nearest to another, of a whole grid."""
-        return self.points[tuple(nearest(name, parameters[name], self.axes) for name in self.axes)]
+        """Return the scores at a setting inside of a whole grid, linear between its neighbours.
+
+        Of logarithms where a space is logarithmic. What has a neighbour that failed, fails.
+        """
+        place = np.array([[parameters[name] for name in self.axes]], dtype=float)
+        scores = {name: float(values[0]) for name, values in self.between(place).items()}
+        if scores.pop(FAILURE) > 0:
+            return {FAILURE: "a neighbour failed"}
+        return scores
+
+    def between(self, settings: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return scores at settings `[settings, axes]`, and the weight of what failed."""
+        names, scores = self._interpolated
+        scaled = [_scaled(name, settings[:, i]) for i, name in enumerate(self.axes)]
+        searched = [
+            line for line, values in zip(scaled, self.axes.values(), strict=True) if len(values) > 1
+        ]
+        return dict(zip(names, scores(np.stack(searched, axis=1)).T, strict=True))
+
+    @cached_property
+    def _interpolated(self) -> tuple[list[str], RegularGridInterpolator]:
+        """Names of the scores that all settings have, and what gives them between settings."""
+        axes = {name: sorted(values) for name, values in self.axes.items()}
+        names = [*sorted(set.intersection(*({*scores} for scores in self.done.values()))), FAILURE]
+        known = [
+            [self.done[one][name] for name in names[:-1]] + [0.0]
+            if one in self.done
+            else [0.0] * (len(names) - 1) + [1.0]
+            for one in product(*axes.values())
+        ]
+        searched = {name: values for name, values in axes.items() if len(values) > 1}
+        lines = [_scaled(name, np.array(values, dtype=float)) for name, values in searched.items()]
+        return names, RegularGridInterpolator(lines, np.reshape(known, (*map(len, lines), -1)))
+
+    def least(self, floor: float, goal: str = ROUGE) -> float:
+        """Return the least objective that is feasible, between settings too; infinite without one.
+
+        Looked for at all layers and at `STEPS` places between neighbours of other axes.
+        """
+        lines = [
+            range(int(min(values)), int(max(values)) + 1)
+            if name == "layer"
+            else _refined(name, values)
+            for name, values in self.axes.items()
+        ]
+        scores = self.between(np.array([*product(*lines)], dtype=float))
+        objective, missed = judged(scores, floor, goal)
+        kept = (reduce(np.maximum, missed.values()) <= 0) & (scores[FAILURE] == 0)
+        return float(np.where(kept, objective, math.inf).min())
 
     @property
     def blocks(self) -> int:
@@ -72,7 +127,7 @@ class Surface:
     @property
     def done(self) -> dict[Setting, Scores]:
         """The settings that did not fail."""
-        return {one: scores for one, scores in self.points.items() if "failure" not in scores}
+        return {one: scores for one, scores in self.points.items() if FAILURE not in scores}
 
     def feasible(self, floor: float, goal: str = ROUGE) -> dict[Setting, float]:
         """Return the objective of each setting that keeps what one of `GOALS` wants."""
@@ -92,7 +147,7 @@ class Surface:
         write_atomically(file, text.encode())
 
 
-def judged(scores: Scores, floor: float, goal: str) -> tuple[float, dict[str, float]]:
+def judged(scores: Scores, floor: float, goal: str) -> tuple[Any, dict[str, Any]]:
     """Return what one of `GOALS` makes small, and by how much scores miss what it bounds."""
     objective, least = GOALS[goal]
     bounds = {"retain": floor, **least}
@@ -100,10 +155,16 @@ def judged(scores: Scores, floor: float, goal: str) -> tuple[float, dict[str, fl
     return scores.get(objective, math.inf), missed
 
 
-def nearest(axis: str, value: float, axes: Mapping[str, Setting]) -> int | float:
-    """Return an axis' value next to another, by logarithms where rates are meant."""
-    scale: Callable[[float], float] = math.log if axis in LOGARITHMIC else float
-    return min(axes[axis], key=lambda candidate: abs(scale(candidate) - scale(value)))
+def _scaled(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log(values) if axis in LOGARITHMIC else values
+
+
+def _refined(axis: str, values: Setting) -> list[float]:
+    """Return an axis' values and `STEPS` places between neighbours."""
+    scaled = _scaled(axis, np.array(sorted(values), dtype=float))
+    between = [np.linspace(*pair, STEPS, endpoint=False) for pair in pairwise(scaled)]
+    fine = np.concatenate([*between, scaled[-1:]])
+    return list(np.clip(np.exp(fine), min(values), max(values)) if axis in LOGARITHMIC else fine)
 
 
 def read_surface(file: Path) -> Surface:
@@ -118,7 +179,7 @@ def read_surface(file: Path) -> Surface:
         points: dict[Setting, Scores] = {}
         for line in document["points"]:
             parameters = line.pop("parameters")
-            if "failure" not in line:
+            if FAILURE not in line:
                 _ = float(line["forget"]), float(line["retain"])
             points[tuple(parameters[axis] for axis in axes)] = line
         surface = Surface(name=file.stem, about=document["surface"], axes=axes, points=points)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from bench_samplers import Subject, check_replayable, distributions_of, replay
+from bench_samplers import Subject, check_replayable, distributions_of, replay, row_of
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from recorder import describe, recorded, unrecorded
@@ -119,14 +119,44 @@ def test_samplers_are_replayed_on_a_surface_without_its_model(surface: Surface) 
     rates = Surface(name="", about={}, axes={"learning_rate": (0.001, 0.1), "ridge": (0.01,)})
     assert distributions_of(rates)["learning_rate"] == FloatDistribution(0.001, 0.1, log=True)
     assert distributions_of(rates)["ridge"].single()
-    assert surface.at({"layer": 3, "coefficient": 1.6})["forget"] == FORGET[4, 2.0]
-    told = replay(Subject(surface=surface, floor=0.8), RandomSampler(0), 4).told
-    assert (min(told), max(told)) == (0.1, math.inf)  # the floor is kept, and its misses are told
-    space = {"layer": IntDistribution(0, 1), "coefficient": FloatDistribution(1.0, 2.0)}
-    first = {"layer": 1, "coefficient": 1.2}
+    subject = Subject(surface=surface, floor=0.8)
+    told = replay(subject, RandomSampler(0), 4)
+    assert len(told) == subject.count
+    assert (0.1 <= min(told) < 0.3, max(told)) == (True, math.inf)  # the floor's misses are told
+    space = {"layer": IntDistribution(1, 1), "coefficient": FloatDistribution(1.0, 2.0)}
+    first = {"layer": 1, "coefficient": 1.0}
     subject = Subject(
         surface=surface, floor=0.8, goal=DECLINING, count=9, space=space, starts=[first]
     )
-    told = replay(subject, RandomSampler(0), 1).told
+    told = replay(subject, RandomSampler(0), 1)
     assert (told[0], len(told)) == (0.5, 9)
-    assert {*told[1:]} <= {0.5, math.inf}, "one setting keeps both bounds"
+    assert min(told) >= 0.25, "of layer 1 the floor is kept up to coefficient 1.5"
+
+
+def test_between_settings_a_surface_is_linear(surface: Surface) -> None:
+    # Two thirds of the way from layer 1 to layer 4, .6 of the way from coefficient 1 to 2.
+    place = {"layer": 3, "coefficient": 1.6}
+    assert surface.at(place)["forget"] == pytest.approx((0.2 + 2 * 0.106) / 3)
+    rates = {(0.001,): 1.0, (0.1,): 0.0}
+    points = {one: {"forget": score, "retain": 1.0} for one, score in rates.items()}
+    axes: dict[str, tuple[float, ...]] = {"learning_rate": (0.001, 0.1)}
+    line = Surface(name="", about={}, axes=axes, points=points)
+    assert line.at({"learning_rate": 0.01})["forget"] == pytest.approx(0.5)
+    # Layer 4 has .1 itself; layer 3 has (.5 - .5t + 2(.1 + .01t)) / 3 and keeps .75 up to t = 1.
+    assert surface.least(0.8) == pytest.approx(0.1)
+    assert surface.least(0.75) == pytest.approx((0.0 + 2 * 0.11) / 3)
+    assert surface.least(1.1) == math.inf
+    failed = {**surface.points, (4, 2.0): {"failure": "NaN"}}
+    part = Surface(name="", about={}, axes=AXES, points=failed)
+    assert "failure" in part.at(place)
+    assert part.at({"layer": 1, "coefficient": 2.0})["forget"] == 0.0
+    assert part.least(0.75) == pytest.approx(0.1)
+
+
+def test_a_sampler_is_judged_by_what_it_has_found_at_a_cost() -> None:
+    one = [0.5, 0.3, 0.3, 0.3, 0.3, 0.11] + [0.5] * 44
+    other = [math.inf] * 9 + [0.2] * 41
+    row = row_of("made", 1, [one, other], 0.1, 0.25)
+    assert row.regret["5"] == {"median": None, "p95": None, "near": 0, "none": 0.5}
+    assert row.regret["8"]["near"] == 0.5
+    assert row.regret["50"] == {"median": 0.1, "p95": 0.1, "near": 0.5, "none": 0}
