@@ -69,9 +69,10 @@ class Surface:
         return dict(zip(self.axes, setting, strict=True))
 
     def at(self, parameters: Mapping[str, float]) -> Scores:
-        """Return the scores at a setting inside of a whole grid, linear between its neighbours.
+        """Return the scores at any setting, of a whole grid, linear between its neighbours.
 
-        Of logarithms where a space is logarithmic. What has a neighbour that failed, fails.
+        Of logarithms where a space is logarithmic; outside of the grid they are those of its edge.
+        What has a neighbour that failed, fails.
         """
         place = np.array([[parameters[name] for name in self.axes]], dtype=float)
         scores = {name: float(values[0]) for name, values in self.between(place).items()}
@@ -82,11 +83,12 @@ class Surface:
     def between(self, settings: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """Return scores at settings `[settings, axes]`, and the weight of what failed."""
         names, scores = self._interpolated
-        scaled = [_scaled(name, settings[:, i]) for i, name in enumerate(self.axes)]
-        searched = [
-            line for line, values in zip(scaled, self.axes.values(), strict=True) if len(values) > 1
+        inside = [
+            _scaled(axis, np.clip(settings[:, i], min(values), max(values)))
+            for i, (axis, values) in enumerate(self.axes.items())
+            if len(values) > 1
         ]
-        return dict(zip(names, scores(np.stack(searched, axis=1)).T, strict=True))
+        return dict(zip(names, scores(np.stack(inside, axis=1)).T, strict=True))
 
     @cached_property
     def _interpolated(self) -> tuple[list[str], RegularGridInterpolator]:

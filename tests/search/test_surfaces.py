@@ -142,6 +142,7 @@ def test_between_settings_a_surface_is_linear(surface: Surface) -> None:
     axes: dict[str, tuple[float, ...]] = {"learning_rate": (0.001, 0.1)}
     line = Surface(name="", about={}, axes=axes, points=points)
     assert line.at({"learning_rate": 0.01})["forget"] == pytest.approx(0.5)
+    assert surface.at({"layer": 4, "coefficient": 9.0})["forget"] == FORGET[4, 2.0]
     # Layer 4 has .1 itself; layer 3 has (.5 - .5t + 2(.1 + .01t)) / 3 and keeps .75 up to t = 1.
     assert surface.least(0.8) == pytest.approx(0.1)
     assert surface.least(0.75) == pytest.approx((0.0 + 2 * 0.11) / 3)
