@@ -335,6 +335,8 @@ def test_an_interruption_leaves_whole_runs_and_a_kill_what_one_sync_completes(
 
     search = with_rows(finished, 1)
     with in_store(uri, search) as store:
+        sync(store.search, store.client, note=NOTE)  # the first one makes the experiment as well
+    with in_store(uri, search) as store:
         client = Watched(store.client)
         sync(store.search, client, note=NOTE)
         whole, calls = store.said(), client.calls
