@@ -40,7 +40,7 @@ from surfaces import DECLINING, NEAR, ROUGE, Setting, Surface, findings_of, read
 
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR, RunOptions, SearchConfig, read_assignments
-from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, bounds_of
+from lunar_tune.driver.space import LAYER, SearchSpace, bounds_of
 from lunar_tune.driver.space_sources import load_space
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, safe_name, write_json
@@ -417,8 +417,8 @@ def defaults(
                 space=space.parameters,
                 starts=starts,
             )
-            make, optimum = SAMPLERS[SearchConfig.sampler], surface.least(retain_floor, goal)
-            best = [min(replaying.replay(subject, make(seed), 1)) for seed in range(seeds)]
+            name, optimum = SearchConfig.sampler, surface.least(retain_floor, goal)
+            best = [min(replaying.replay(subject, name, seed, 1)) for seed in range(seeds)]
             table.add_row(
                 surface.name,
                 goal,

@@ -41,12 +41,13 @@ from surfaces import FAILURE, LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.display import build_progress
-from lunar_tune.driver.space import LAYER, SAMPLERS
+from lunar_tune.driver.samplers import SAMPLERS, sampler_at
+from lunar_tune.driver.space import LAYER
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
-COSTS = (5, 8, 12, 20, 30, 50)  # in trials, after which the best is looked at
+COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at
 AT_ONCE = (1, 2, 4)
 MANY = 100  # trials, after which a suggestion is timed
 
@@ -64,15 +65,16 @@ RIVALS: Mapping[str, tuple[str, Callable[[int], optuna.samplers.BaseSampler]]] =
 """Samplers that the project does not ship: what to install, and how to make one of a seed."""
 
 
-def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Return a sampler by its name, or raise an InputError."""
+def maker_of(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
+    """Return what makes a sampler of a seed, or raise an InputError."""
     if name not in RIVALS:
-        return SAMPLERS[name](seed)
+        return SAMPLERS[name]
     packages, make = RIVALS[name]
     try:
-        return make(seed)
+        make(0)
     except ImportError as error:
         raise InputError(f"--samplers {name}: needs {packages} ({error}).") from error
+    return make
 
 
 def distributions_of(surface: Surface) -> dict[str, BaseDistribution]:
@@ -107,18 +109,20 @@ class Subject:
         return dict(self.space or distributions_of(self.surface))
 
 
-def replay(subject: Subject, sampler: optuna.samplers.BaseSampler, at_once: int) -> list[float]:
+def replay(subject: Subject, name: str, seed: int, at_once: int) -> list[float]:
     """Search a surface; return each trial's objective, infinite where it was not feasible.
 
     `at_once` trials are asked for before any of them is told, in order.
     """
-    study = optuna.create_study(sampler=sampler, direction="minimize")
+    study, make = optuna.create_study(direction="minimize"), maker_of(name)
     for start in subject.starts:
         study.enqueue_trial(dict(start))
     told: list[float] = []
     while len(told) < subject.count:
-        asked = range(min(at_once, subject.count - len(told)))
-        trials = [study.ask(subject.distributions) for _ in asked]
+        trials = []
+        for begun in range(len(told), min(len(told) + at_once, subject.count)):
+            study.sampler = sampler_at(make, seed, begun)
+            trials.append(study.ask(subject.distributions))
         told += [tell(study, trial, subject.surface.at(trial.params), subject) for trial in trials]
     return told
 
@@ -143,9 +147,9 @@ def seconds_of(subject: Subject, name: str) -> float:
     for _ in range(MANY):
         trial = study.ask(subject.distributions)
         tell(study, trial, subject.surface.at(trial.params), subject)
-    study.sampler = sampler_of(name, 0)
     taken = []
     for _ in range(3):
+        study.sampler = sampler_at(maker_of(name), 0, MANY)
         start = time.perf_counter()
         study.ask(subject.distributions)
         taken.append(time.perf_counter() - start)
@@ -221,20 +225,21 @@ def rows_of(
                 yield rows[name, at_once]
                 continue
             replays = []
-            for told in pool.map(partial(replay_seed, subject, name, at_once), range(seeds)):
+            ask = partial(replay_alone, subject, name, at_once)
+            for told in pool.map(ask, range(seeds)):
                 replays.append(told)
                 bar.update(task, advance=1, note=f"{name}, {at_once} at once")
             seconds = pool.submit(seconds_of, subject, name).result()
             yield row_of(name, at_once, replays, optimum, seconds)
 
 
-def replay_seed(subject: Subject, name: str, at_once: int, seed: int) -> list[float]:
-    """Replay a sampler, named, with a seed."""
+def replay_alone(subject: Subject, name: str, at_once: int, seed: int) -> list[float]:
+    """Replay in a process that is one of several."""
     import torch
 
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return replay(subject, sampler_of(name, seed), at_once)
+    return replay(subject, name, seed, at_once)
 
 
 def check_replayable(surface: Surface, floor: float) -> None:
@@ -311,7 +316,7 @@ def bench(
         if name not in SAMPLERS and name not in RIVALS:
             problems.add(f"--samplers {name}: there are {', '.join([*SAMPLERS, *RIVALS])}.")
         else:
-            problems.attempt(partial(sampler_of, name, 0))
+            problems.attempt(partial(maker_of, name))
     for file in grid or sorted(SURFACES.glob("*.json")):
         with problems.collect():
             surface = read_surface(file)

@@ -22,7 +22,8 @@ from lunar_tune.config.options import SearchConfig
 from lunar_tune.data.data_catalog import PUBLISHED, lock_file, read_lock
 from lunar_tune.data.records import read_prompts, read_records
 from lunar_tune.data.splits import read_groups
-from lunar_tune.driver.space import SearchSpace, open_study
+from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.space import SearchSpace
 from lunar_tune.driver.space_sources import load_space
 from lunar_tune.files import shipped_folder
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings

@@ -13,7 +13,8 @@ from made_outcomes import complete, trial_result
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from lunar_tune.config.options import EXPERIMENT, SearchConfig
-from lunar_tune.driver.space import SearchSpace, open_study
+from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.space import SearchSpace
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.results import SearchResults
 from lunar_tune.study.folder import Folder, write_answers

@@ -228,8 +228,8 @@ class SearchConfig(RunOptions):
     """YAML file or shipped name. Default: the model's own."""
     range: tuple[str, ...] = search_option((), metavar="NAME=LOW:HIGH", common=True, decides=True)
     """Narrow the space: coefficient=0.5:4."""
-    sampler: str = search_option("gp", decides=True)
-    """Sampler of settings, by default a constrained Gaussian process; a wrong name lists all."""
+    sampler: str = search_option("frontier", decides=True)
+    """Sampler of settings; a wrong name lists all."""
     start_from: tuple[str, ...] = search_option((), metavar="SEARCH")
     """Try the best setting of another search first: the folder or name of that search, or a
     best.yaml; may be repeated. none leaves out the space's own starting points."""

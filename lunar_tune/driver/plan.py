@@ -26,7 +26,8 @@ from lunar_tune.config.options import (
 )
 from lunar_tune.data.records import Record
 from lunar_tune.driver.backends.cluster import check_address, check_gpus
-from lunar_tune.driver.space import LAYER, SAMPLERS, SearchSpace, described
+from lunar_tune.driver.samplers import SAMPLERS
+from lunar_tune.driver.space import LAYER, SearchSpace, described
 from lunar_tune.driver.space_sources import load_space, narrowed, space_begun_with
 from lunar_tune.driver.starting_points import (
     LAYER_PRIOR,

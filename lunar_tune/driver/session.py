@@ -22,7 +22,7 @@ from lunar_tune.driver.persistence import (
     write_mirrors,
 )
 from lunar_tune.driver.plan import SearchPlan
-from lunar_tune.driver.space import open_study
+from lunar_tune.driver.samplers import open_study
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of

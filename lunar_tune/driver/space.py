@@ -1,4 +1,4 @@
-"""Search spaces: which values of each parameter a search may try, and who chooses among them.
+"""Search spaces: which values of each parameter a search may try.
 
 Parameters are Optuna's distributions; one with a single value stands for what is fixed.
 """
@@ -6,23 +6,15 @@ Parameters are Optuna's distributions; one with a single value stands for what i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BeforeValidator, ConfigDict, Field, validate_call
 
-from lunar_tune.config.options import SearchConfig
 from lunar_tune.errors import Problems, SearchSpaceError, suggestion
-from lunar_tune.metrics.goal import goal_of
-from lunar_tune.registry import Registry
-from lunar_tune.study.folder import Folder
-from lunar_tune.study.study import Study
 from lunar_tune.yaml_files import shown
 
 LAYER: Final = "layer"
@@ -218,44 +210,3 @@ def admitted_values(
             except ValueError as error:
                 problems.add(f"{place}{name}: {error}")
     return values
-
-
-# Measured on recorded surfaces of a small checkpoint: with 8 random trials first the constrained
-# GP found the grid's optimum within 20 to 30 trials (docs/benchmarks.md).
-STARTUP_TRIALS = 8
-
-SAMPLERS: Registry[Callable[[int], optuna.samplers.BaseSampler]] = Registry(
-    "sampler", group="lunar_tune.samplers"
-)
-SAMPLERS.register(
-    "gp", lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-)
-SAMPLERS.register(
-    "tpe",
-    lambda seed: optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
-    ),
-)
-SAMPLERS.register("random", lambda seed: optuna.samplers.RandomSampler(seed=seed))
-
-
-def open_study(folder: Folder, space: SearchSpace, config: SearchConfig) -> Study:
-    """Open a search's study, or make it."""
-
-    def sampler(n_before: int) -> optuna.samplers.BaseSampler:
-        """Return the sampler; after earlier trials it must not draw what they drew."""
-        seed = config.seed
-        if n_before:
-            seed = int.from_bytes(hashlib.sha256(f"{seed}/{n_before}".encode()).digest()[:4])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return SAMPLERS[config.sampler](seed)
-
-    return Study(
-        folder.journal,
-        name=folder.name,
-        goal=goal_of(config),
-        distributions=space.parameters,
-        sampler=sampler,
-        starting_points=space.starting_points,
-    )

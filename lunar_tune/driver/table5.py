@@ -23,8 +23,8 @@ from lunar_tune.driver.persistence import BusySearchError, alone, check_unchange
 from lunar_tune.driver.plan import SearchPlan, plan_search
 from lunar_tune.driver.prerequisite import finetuning_fact
 from lunar_tune.driver.run import run_search
+from lunar_tune.driver.samplers import open_study
 from lunar_tune.driver.session import EXIT_FOUND, EXIT_INFEASIBLE
-from lunar_tune.driver.space import open_study
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.methods.contract import METHODS
 from lunar_tune.metrics.goal import is_score

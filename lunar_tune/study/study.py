@@ -49,7 +49,8 @@ class Study:
     """One search's study; its journal is made if missing. What is no journal raises an InputError.
 
     A study that is there is gone on with, whatever its name: trials that were left running are
-    failed, and their settings come first. The sampler is made for the number of trials so far.
+    failed, and their settings come first. A trial's sampler is made for the number of different
+    settings before it, so that a resumed search is proposed the same ones.
     """
 
     def __init__(
@@ -63,13 +64,12 @@ class Study:
         starting_points: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._goal = goal
-        self._distributions = dict(distributions)
+        self._distributions, self._sampler = dict(distributions), sampler
         self._open: dict[int, optuna.Trial] = {}
         StoredStudy.read(path)  # refuses what cannot be gone on with
         storage = open_journal(path)
         names = optuna.get_all_study_names(storage) or [name]
         self._study = optuna.create_study(storage=storage, study_name=names[0], load_if_exists=True)
-        self._study.sampler = sampler(len(self._study.get_trials(deepcopy=False)))
         if FORMAT_NOTE not in self._study.user_attrs:
             self.note(FORMAT_NOTE, FORMAT)
         self._take_up()
@@ -121,6 +121,9 @@ class Study:
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the next trial's number and parameters."""
         start = time.perf_counter()
+        trials = self._study.get_trials(deepcopy=False)
+        begun = {tuple(sorted(trial.params.items())) for trial in trials if trial.params}
+        self._study.sampler = self._sampler(len(begun))
         trial = self._study.ask(self._distributions)
         self._open[trial.number] = trial
         trial.set_user_attr("seconds_suggest", time.perf_counter() - start)

@@ -20,7 +20,8 @@ from search_results import fits_a_screen
 import lunar_tune as lt
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.persistence import write_mirrors
-from lunar_tune.driver.space import SearchSpace, open_study
+from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.space import SearchSpace
 from lunar_tune.report.results import short_report, write_static_page
 from lunar_tune.study.folder import Folder, write_answers
 from lunar_tune.study.rows import parameter_importance

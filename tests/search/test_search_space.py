@@ -19,7 +19,8 @@ from optuna.distributions import IntDistribution as Whole
 
 from lunar_tune.config.options import TINY, SearchConfig, read_assignments
 from lunar_tune.driver.plan import plan_search
-from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of, open_study
+from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.space import Parameter, SearchSpace, admitted, bounds_of
 from lunar_tune.driver.space_sources import load_space, narrowed
 from lunar_tune.errors import InputError, SearchSpaceError
 from lunar_tune.files import shipped_folder, shipped_spaces

@@ -28,7 +28,8 @@ from lunar_tune.cli.search import search as SEARCH
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.persistence import resumed, search_document, signature_of
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
-from lunar_tune.driver.space import Parameter, SearchSpace, bounds_of, open_study
+from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.space import Parameter, SearchSpace, bounds_of
 from lunar_tune.driver.starting_points import choose_layers, usual_point
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.metrics.goal import goal_of

@@ -26,7 +26,8 @@ from pages_by_hand import said
 from tracked_searches import SPACE
 
 from lunar_tune.config.options import SearchConfig
-from lunar_tune.driver.space import SAMPLERS, SearchSpace, open_study
+from lunar_tune.driver.samplers import SAMPLERS, open_study
+from lunar_tune.driver.space import SearchSpace
 from lunar_tune.errors import InputError
 from lunar_tune.models.catalog import LINEAGE_FILE, read_lineage
 from lunar_tune.study.folder import Folder, read_answers, write_answers, write_trials
@@ -151,6 +152,27 @@ def test_a_seed_decides_what_a_sampler_proposes_in_the_space(tmp_path: Path, sam
     assert suggestions("second", 1) == first
     assert suggestions("other", 2) != first
     assert all(trial.constraints for trial in frozen(tmp_path / "first"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_resumed_search_is_proposed_what_it_would_have_been(tmp_path: Path, sampler: str) -> None:
+    """Stopped between trials, and in the middle of one."""
+    options: dict[str, Any] = {"seed": 3, "sampler": sampler, "space": UNSTARTED}
+    whole, part = (study_in(tmp_path / name, **options) for name in ("whole", "part"))
+    expected = []
+    for _ in range(11):
+        number, parameters = whole.ask()
+        expected.append(parameters)
+        complete(whole, number, landscape(parameters))
+    for stop in range(11):
+        if stop in (2, 9):
+            part.ask()  # and is killed
+        if stop in (2, 5, 9):
+            part = study_in(tmp_path / "part", **options)
+        number, parameters = part.ask()
+        complete(part, number, landscape(parameters))
+    found = [row.parameters for row in part.rows() if row.state == COMPLETE]
+    assert found == expected
 
 
 def test_feasible_is_a_constraint_of_at_most_zero(tmp_path: Path) -> None:

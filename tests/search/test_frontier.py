@@ -1,0 +1,110 @@
+"""The default sampler, on landscapes whose optimum is known by their formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from lunar_tune.driver.samplers import SAMPLERS, sampler_at
+
+SPACE: Mapping[str, BaseDistribution] = {
+    "layer": IntDistribution(0, 11),
+    "coefficient": FloatDistribution(0.5, 6.0),
+    "ridge": FloatDistribution(0.1, 0.1),
+}
+RATES: Mapping[str, BaseDistribution] = {"learning_rate": FloatDistribution(1e-6, 1e-2, log=True)}
+BOUND = "retain_rouge1>=0.8"
+
+
+def falling(setting: Mapping[str, Any]) -> tuple[float, float]:
+    """Forget and retain fall along the coefficient; the deeper the faster, forget in block 8 most.
+
+    Retain is .8 at 1.2 / steepness; there forget is least in block 8: exp(-6) = .0025.
+    """
+    steepness = 0.3 + 0.05 * setting["layer"]
+    pull = 5 * math.exp(-(((setting["layer"] - 8) / 2.5) ** 2)) * steepness
+    return math.exp(-pull * setting["coefficient"]), 1 - steepness * setting["coefficient"] / 6
+
+
+def trained(setting: Mapping[str, Any]) -> tuple[float, float]:
+    """Both fall along the logarithm of the rate; retain is .8 at 10^-3.6, forget .12 there."""
+    decades = math.log10(setting["learning_rate"]) + 6
+    return 1 / (1 + math.exp(5 * (decades - 2))), 1 - 0.2 * (decades / 2.4) ** 4
+
+
+def search(
+    space: Mapping[str, BaseDistribution], landscape: Any, *, sampler: str, seed: int, count: int
+) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.create_study()
+    for number in range(count):
+        study.sampler = sampler_at(SAMPLERS[sampler], seed, number)
+        trial = study.ask(dict(space))
+        forget, retain = landscape(trial.params)
+        trial.set_constraint(BOUND, 0.8 - retain)
+        study.tell(trial, forget)
+    return study.get_trials()
+
+
+def best(trials: list[optuna.trial.FrozenTrial]) -> float:
+    return min(one.value or 0.0 for one in trials if one.constraints[BOUND] <= 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_finds_the_best_block_at_the_floor(seed: int) -> None:
+    trials = search(SPACE, falling, sampler="frontier", seed=seed, count=15)
+    assert best(trials) < 0.0025 + 0.02
+    assert best(trials) < best(search(SPACE, falling, sampler="random", seed=seed, count=15))
+    settings = [tuple(one.params.values()) for one in trials]
+    assert len({*settings}) == 15, "none is tried twice"
+    assert all(one.params["ridge"] == 0.1 for one in trials)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_finds_the_largest_learning_rate_that_keeps_the_floor(seed: int) -> None:
+    trials = search(RATES, trained, sampler="frontier", seed=seed, count=10)
+    assert best(trials) < trained({"learning_rate": 10**-3.6})[0] + 0.05
+
+
+def test_where_nothing_is_feasible_it_looks_for_what_misses_least() -> None:
+    def never(setting: Mapping[str, Any]) -> tuple[float, float]:
+        return falling(setting)[0], 0.79 - 0.1 * setting["coefficient"] - 0.01 * setting["layer"]
+
+    missed = [
+        one.constraints[BOUND] for one in search(SPACE, never, sampler="frontier", seed=0, count=12)
+    ]
+    assert min(missed) == pytest.approx(0.8 - 0.79 + 0.05, abs=0.02)  # at 0 and .5
+    assert missed.index(min(missed)) >= 5, "not by chance"
+
+
+def test_choices_are_proposed_as_they_are_and_running_trials_count_as_seen() -> None:
+    space: dict[str, BaseDistribution] = {
+        "layer": CategoricalDistribution([2, 5, 9]),
+        "coefficient": FloatDistribution(0.5, 6.0),
+        "rank": CategoricalDistribution([4, 16]),
+    }
+    study = optuna.create_study()
+    for number in range(16):
+        study.sampler = sampler_at(SAMPLERS["frontier"], 1, number)
+        trial = study.ask(space)
+        assert trial.params["layer"] in (2, 5, 9)
+        assert trial.params["rank"] in (4, 16)
+        assert isinstance(trial.params["layer"], int)
+        if number == 7:
+            study.tell(trial, state=TrialState.FAIL)
+        elif number < 12:  # the last four run at the same time
+            forget, retain = falling(trial.params)
+            trial.set_constraint(BOUND, 0.8 - retain)
+            study.tell(trial, forget)
+    settings = [tuple(one.params.values()) for one in study.get_trials()]
+    assert len({*settings}) == 16, "neither what runs nor what failed is proposed again"
