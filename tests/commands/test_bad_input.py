@@ -34,7 +34,7 @@ TYPED = {
     "--reference-prompts nosuch.json": "nosuch.json",
     "--chat-template nosuch.jinja": "nosuch.jinja",
     "--forget-edge X_Y": "A_B",
-    "--sampler grid": "unknown sampler 'grid'. There are: gp, tpe, random.",
+    "--sampler grid": "unknown sampler 'grid'. There are: frontier, gp, tpe, random.",
     "--fix layer": "--fix layer: write NAME=VALUE",
     "--constrain retain_rouge1>=7": "retain_rouge1>=7",
     "--space nosuch": "--space nosuch: neither a file nor a shipped name.",
@@ -191,7 +191,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing() -> None:
     for part in (
         "qwen2.5-7b",
         "general: forget chemical_symbols (up to 30",
-        "7, sampler gp",
+        "7, sampler frontier",
         "lunar (adamw)",
     ):
         assert part in shown

@@ -23,7 +23,7 @@ from command_lines import environment, run_command
 from made_once import copy_store
 from rouge_score.rouge_scorer import RougeScorer
 from search_results import rows_of, statuses
-from shared_searches import FULL_BUDGET, NAME, SEED, TRIALS, SharedSearch
+from shared_searches import FULL_BUDGET, NAME, SAMPLER, SEED, TRIALS, SharedSearch
 
 from lunar_tune.cli.export import export as EXPORT
 from lunar_tune.cli.unlearn import unlearn as UNLEARN
@@ -83,7 +83,8 @@ def test_a_search_is_calm_and_writes_what_is_documented(finished: SharedSearch) 
 def test_the_configuration_names_the_origin_of_every_value(finished: SharedSearch) -> None:
     config = read_yaml(finished.folder / "config.yaml")
     values = config["options"]
-    given = {"num_trials": TRIALS, "seed": SEED, "output": str(finished.output), "name": NAME}
+    given = {"num_trials": TRIALS, "sampler": SAMPLER, "seed": SEED, "name": NAME}
+    given["output"] = str(finished.output)
     given["in_process"] = True
     assert {key: values[key]["value"] for key in given} == given
     derived = {"space", "tracking_uri", "gpus_per_trial", "concurrency", "data", "forget_edge"}
@@ -267,8 +268,8 @@ def test_a_search_on_ray_has_the_records_of_the_same_search_without_it(
 ) -> None:
     """On one worker and a CPU; a stray RAY_ADDRESS is not looked at."""
     empty_store(tmp_path / "runs" / "mlflow.db")
-    options = ["--num-trials", str(TRIALS), "--seed", str(SEED), "--concurrency", "1"]
-    options += ["--output", "runs", "--name", "n"]
+    options = ["--num-trials", str(TRIALS), "--sampler", SAMPLER, "--seed", str(SEED)]
+    options += ["--concurrency", "1", "--output", "runs", "--name", "n"]
     threads = str(torch.get_num_threads())
     done = run_command("search", *options, cwd=tmp_path, OMP_NUM_THREADS=threads)
     assert (done.returncode, done.stderr) == (0, "")
