@@ -227,6 +227,7 @@ def _on_frontier(lattice: Lattice, possible: NDArray[np.float64]) -> NDArray[np.
     places = np.arange(grid.shape[-1])
     last = np.where(inside, places, -1).max(axis=-1, keepdims=True)
     first = np.where(inside, places, len(places)).min(axis=-1, keepdims=True)
+    first = np.where(first == 0, last, first)  # where the range begins nothing is missed before it
     on: NDArray[np.bool_] = np.moveaxis((places == last) | (places == first), -1, axis).ravel()
     return on
 
