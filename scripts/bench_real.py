@@ -98,7 +98,9 @@ class Subject:
             forget_edge=self.forget_edge,
             factual_data="none",
             solver=solver,
-            **{"dtype": "float32", "max_new_tokens": None, **further},
+            dtype="float32",
+            max_new_tokens=None,
+            **further,
         )
         return materialise(answered(options, assemble(options)), console)
 

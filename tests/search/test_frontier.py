@@ -17,6 +17,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from lunar_tune.driver.samplers import SAMPLERS, sampler_at
+from lunar_tune.driver.samplers.frontier import Lattice
 
 SPACE: Mapping[str, BaseDistribution] = {
     "layer": IntDistribution(0, 11),
@@ -85,6 +86,23 @@ def test_where_nothing_is_feasible_it_looks_for_what_misses_least() -> None:
     ]
     assert min(missed) == pytest.approx(0.8 - 0.79 + 0.05, abs=0.02)  # at 0 and .5
     assert missed.index(min(missed)) >= 5, "not by chance"
+
+
+def test_a_lattice_has_every_block_and_no_more_settings_than_can_be_predicted() -> None:
+    space: dict[str, BaseDistribution] = {
+        "layer": IntDistribution(0, 79),
+        "coefficient": FloatDistribution(0.5, 6.0),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "rank": IntDistribution(1, 512),
+    }
+    lattice = Lattice.of(space)
+    assert math.prod(lattice.shape) <= 20_000
+    assert lattice.shape[0] == 80
+    assert [(axis[0], axis[-1]) for axis in lattice.axes[1:]] == [
+        (0.5, 6.0),
+        (pytest.approx(1e-4), pytest.approx(1e-2)),
+        (1, 512),
+    ]
 
 
 def test_choices_are_proposed_as_they_are_and_running_trials_count_as_seen() -> None:
