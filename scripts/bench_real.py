@@ -40,13 +40,14 @@ from surfaces import DECLINING, NEAR, ROUGE, Setting, Surface, findings_of, read
 
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR, RunOptions, SearchConfig, read_assignments
-from lunar_tune.driver.space import LAYER, SearchSpace, bounds_of
+from lunar_tune.driver.space import SearchSpace, bounds_of
 from lunar_tune.driver.space_sources import load_space
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, safe_name, write_json
 from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.models.device import limit_threads
 from lunar_tune.models.loading import load_config, load_model
+from lunar_tune.study.rows import LAYER
 from lunar_tune.trial.assemble import answered, assemble, configured, materialise
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.worker import TrialResult, Worker

@@ -42,9 +42,9 @@ from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, sampler_at
-from lunar_tune.driver.space import LAYER
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
+from lunar_tune.study.rows import LAYER
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
 COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at

@@ -27,7 +27,7 @@ from lunar_tune.config.options import (
 from lunar_tune.data.records import Record
 from lunar_tune.driver.backends.cluster import check_address, check_gpus
 from lunar_tune.driver.samplers import SAMPLERS
-from lunar_tune.driver.space import LAYER, SearchSpace, described
+from lunar_tune.driver.space import SearchSpace, described
 from lunar_tune.driver.space_sources import load_space, narrowed, space_begun_with
 from lunar_tune.driver.starting_points import (
     LAYER_PRIOR,
@@ -45,6 +45,7 @@ from lunar_tune.models.catalog import read_lineage
 from lunar_tune.models.device import dtype_of, resolve_device, shown_dtype
 from lunar_tune.models.loading import load_config
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import LAYER
 from lunar_tune.study.study import StoredStudy
 from lunar_tune.trial.assemble import (
     assemble,

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, validate_call
 from lunar_tune.errors import Problems, SearchSpaceError, suggestion
 from lunar_tune.yaml_files import shown
 
-LAYER: Final = "layer"
 Parameter = IntDistribution | FloatDistribution | CategoricalDistribution
 """Values that a parameter may take; those of a categorical one are numbers."""
 

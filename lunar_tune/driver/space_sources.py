@@ -19,7 +19,6 @@ from lunar_tune.config.fields import types_of
 from lunar_tune.config.options import AUTO, SearchConfig, read_assignments, read_range
 from lunar_tune.driver.space import (
     KINDS,
-    LAYER,
     Parameter,
     SearchSpace,
     admitted_values,
@@ -35,6 +34,7 @@ from lunar_tune.errors import InputError, Problems, SearchSpaceError, suggestion
 from lunar_tune.files import is_file, is_plain, shipped_folder, shipped_spaces
 from lunar_tune.methods.contract import Method
 from lunar_tune.study.folder import Folder
+from lunar_tune.study.rows import LAYER
 from lunar_tune.study.stored_search import StoredConfig
 from lunar_tune.yaml_files import describe_mistakes, read_yaml, shown
 

@@ -13,7 +13,6 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from lunar_tune.driver.space import (
-    LAYER,
     Parameter,
     SearchSpace,
     block_at,
@@ -25,7 +24,7 @@ from lunar_tune.driver.space import (
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.study.rows import best_first
+from lunar_tune.study.rows import LAYER, best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.spec import TrialSpec

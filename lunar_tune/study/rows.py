@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lunar_tune.metrics.goal import Goal
 
 COMPLETE, FAILED, RUNNING = "complete", "failed", "running"
+LAYER = "layer"  # the parameter that says which decoder block is edited
 
 HEADLINE_SCORES = ("forget_rouge1", "retain_rouge1", "factual_rouge1", "deviation_score")
 """The scores that every table shows, in this order."""

@@ -17,7 +17,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from lunar_tune.driver.samplers import SAMPLERS, sampler_at
-from lunar_tune.driver.samplers.frontier import Lattice
+from lunar_tune.study.belief import Lattice
 
 SPACE: Mapping[str, BaseDistribution] = {
     "layer": IntDistribution(0, 11),

@@ -1,0 +1,299 @@
+"""What trials say of settings that were not tried: Gaussian processes over a lattice.
+
+One models the objective, one each bound (Gardner et al., ICML 2014). What they know of unlearning:
+blocks are ordered, and each has a share of its own; an objective is modelled by its logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from scipy.spatial.distance import cdist
+from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+
+from lunar_tune.study.rows import LAYER
+
+STRENGTHS: Final = ("coefficient", "learning_rate")
+"""Parameters of which more means that less is known afterwards; the first one searched is it."""
+STRENGTH_STEPS, STEPS = 40, 15  # of a parameter's range
+MOST_SETTINGS: Final = 20_000  # of a lattice; with 10,000 a suggestion takes .16 s after 100 trials
+GUESSES: Final = 32  # of what running trials will tell
+DRAWS, LIKELIEST = 256, 600  # of what may be true, of so many settings
+TINY: Final = 1e-9
+LEAST_SPREAD: Final = 0.02  # of scores
+# Least and largest length scale, in ranges of a parameter, and in blocks.
+SMOOTH_BLOCKS, SMOOTH_STRENGTH, SMOOTH = (0.08, 0.5), (0.15, 1.5), (0.3, 3.0)
+OWN_BLOCKS: Final = 0.7
+FLOOR: Final = 0.3  # of the objectives seen so far, added before their logarithm is taken
+
+Coordinates = NDArray[np.float64]
+"""`[settings, parameters]`, each from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Settings of a space, evenly apart."""
+
+    names: tuple[str, ...]
+    axes: tuple[NDArray[np.float64], ...]  # values of each parameter
+    logarithmic: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, space: Mapping[str, BaseDistribution]) -> Lattice:
+        """Return the lattice of parameters that have several values."""
+        searched = {name: kind for name, kind in space.items() if not kind.single()}
+        strength = strength_of(searched)
+        axes = {
+            name: values_of(kind, STRENGTH_STEPS if name == strength else STEPS)
+            for name, kind in searched.items()
+        }
+        while math.prod(map(len, axes.values())) > MOST_SETTINGS:
+            # Every block stays as long as another parameter has values to spare.
+            longest = max(
+                axes, key=lambda name: (name != LAYER and len(axes[name]) > 3, len(axes[name]))
+            )
+            axes[longest] = _thinned(axes[longest])
+        return cls(
+            names=tuple(axes),
+            axes=tuple(axes.values()),
+            logarithmic=tuple(bool(getattr(kind, "log", False)) for kind in searched.values()),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of values of each parameter."""
+        return tuple(map(len, self.axes))
+
+    def coordinates(self, settings: Sequence[Mapping[str, Any]]) -> Coordinates:
+        """Return settings, scaled."""
+        columns = [
+            self._scaled(i, np.array([float(one[name]) for one in settings]))
+            for i, name in enumerate(self.names)
+        ]
+        return np.stack(columns, axis=1)
+
+    def all(self) -> Coordinates:
+        """Return the whole lattice, scaled, the last parameter first to change."""
+        scaled = [self._scaled(i, axis) for i, axis in enumerate(self.axes)]
+        return np.stack([one.ravel() for one in np.meshgrid(*scaled, indexing="ij")], axis=1)
+
+    def setting(self, index: int) -> dict[str, float]:
+        """Return a setting of the lattice by its place in `all`."""
+        places = np.unravel_index(index, self.shape)
+        return {
+            name: float(axis[place])
+            for name, axis, place in zip(self.names, self.axes, places, strict=True)
+        }
+
+    def _scaled(self, i: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        scale = np.log if self.logarithmic[i] else np.asarray
+        low, high = scale(self.axes[i][0]), scale(self.axes[i][-1])
+        scaled: NDArray[np.float64] = (scale(values) - low) / (high - low)
+        return scaled
+
+
+def values_of(kind: BaseDistribution, steps: int) -> NDArray[np.float64]:
+    """Return values of a parameter, from least to largest, of a range so many."""
+    if isinstance(kind, CategoricalDistribution):
+        return np.array(sorted(float(one) for one in kind.choices))  # type: ignore[arg-type]
+    if isinstance(kind, FloatDistribution):
+        spaced = np.geomspace if kind.log else np.linspace
+        return spaced(kind.low, kind.high, steps)
+    assert isinstance(kind, IntDistribution)  # noqa: S101  # Optuna has no other
+    count = min(MOST_SETTINGS, kind.high - kind.low + 1)
+    return np.unique(np.linspace(kind.low, kind.high, count).round())
+
+
+def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return about half of the values, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, (len(values) + 1) // 2).round().astype(int)
+    thinned: NDArray[np.float64] = values[places]
+    return thinned
+
+
+def strength_of(names: Any) -> str | None:
+    """Return which of some parameters is the strength, if any."""
+    return next((name for name in STRENGTHS if name in names), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a trial has told."""
+
+    parameters: Mapping[str, Any]
+    value: float  # of the objective
+    missed: Mapping[str, float]
+    """By how much each bound is missed; 0 or less where it is kept."""
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it keeps every bound."""
+        return all(amount <= 0 for amount in self.missed.values())
+
+
+class Belief:
+    """What is believed of every setting of a lattice, of which some were told, and some run."""
+
+    def __init__(
+        self,
+        lattice: Lattice,
+        told: Sequence[Told],
+        random: np.random.Generator,
+        running: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Fit the models; `random` draws what trials that run will tell, in so many `guesses`."""
+        self.lattice, self._random = lattice, random
+        self._known = lattice.coordinates([one.parameters for one in told])
+        values = np.array([one.value for one in told], dtype=float)
+        self.best = min((one.value for one in told if one.is_feasible), default=math.inf)
+        self._low = values.min()
+        self._range = max(float(values.max() - self._low), TINY)
+        open_now = lattice.coordinates(running)
+        names = [*told[0].missed]
+        missed = np.array([[one.missed.get(name, 0.0) for name in names] for one in told])
+        self._objective = self._modelled(self.warped(values), open_now)
+        self._limits = [self._modelled(missed[:, i], open_now) for i in range(len(names))]
+
+    @cached_property
+    def settings(self) -> Coordinates:
+        """The whole lattice."""
+        return self.lattice.all()
+
+    @property
+    def best_by_guess(self) -> NDArray[np.float64]:
+        """Least feasible objective, warped, with what runs, in each guess; infinite without one."""
+        runs = self._objective.running
+        kept = np.ones(runs.shape, dtype=bool)
+        for limit in self._limits:
+            kept &= limit.running <= 0
+        known = self.warped(self.best) if math.isfinite(self.best) else math.inf
+        least: NDArray[np.float64] = np.where(kept, runs, math.inf).min(axis=0, initial=known)
+        return least
+
+    def warped(self, values: Any) -> Any:
+        """Return objectives on the scale on which they are modelled: small ones far apart."""
+        return np.log(np.maximum((values - self._low) / self._range + FLOOR, TINY))
+
+    def objective(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation of the warped objective `[settings, guesses]`."""
+        return self._objective.at(self.settings)
+
+    def possible(self) -> NDArray[np.float64]:
+        """Return the logarithm of the probability that all is kept, `[settings, guesses]`."""
+        total = np.zeros((len(self.settings), self._objective.guesses))
+        for limit in self._limits:
+            amount, unsure = limit.at(self.settings)
+            total += norm.logcdf(-amount / unsure)
+        return total
+
+    def least_drawn(self, end: float) -> NDArray[np.float64]:
+        """Return the least feasible objective of settings not tried, in `DRAWS` of what may be.
+
+        `end` is the least that there can be. Infinite where nothing is feasible.
+        """
+        mean, deviation = self.objective()
+        score = self.possible()[:, 0]
+        if math.isfinite(self.best):
+            score = score + norm.logcdf((self.warped(self.best) - mean) / deviation)[:, 0]
+        score[cdist(self.settings, self._known, "chebyshev").min(axis=1) < TINY] = -math.inf
+        likeliest = self.settings[np.argsort(-score)[:LIKELIEST]]
+        likeliest = likeliest[: int(np.isfinite(score).sum())]
+        if not len(likeliest):
+            return np.full(DRAWS, math.inf)
+        drawn = np.exp(self._objective.drawn(likeliest, self._random)) - FLOOR
+        values = np.maximum(drawn * self._range + self._low, end)
+        for limit in self._limits:
+            values[limit.drawn(likeliest, self._random) > 0] = math.inf
+        least: NDArray[np.float64] = values.min(axis=0)
+        return least
+
+    def _modelled(self, values: NDArray[np.float64], running: Coordinates) -> Model:
+        middle, spread = values.mean(), max(float(values.std()), LEAST_SPREAD)
+        scaled = (values - middle) / spread
+        process = GaussianProcessRegressor(_kernel(self.lattice), alpha=1e-8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound
+            process.fit(self._known, scaled)
+        guessed = np.empty((0, 1))
+        if len(running):
+            expected, covariance = process.predict(running, return_cov=True)
+            guessed = self._random.multivariate_normal(
+                expected, covariance, GUESSES, method="eigh"
+            ).T
+            seen = np.concatenate([np.repeat(scaled[:, None], GUESSES, axis=1), guessed])
+            process = GaussianProcessRegressor(process.kernel_, alpha=1e-8, optimizer=None)
+            process.fit(np.concatenate([self._known, running]), seen)
+        return Model(process, float(middle), spread, guessed * spread + middle)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Gaussian process of one quantity, without the noise of its observations."""
+
+    process: GaussianProcessRegressor
+    middle: float
+    spread: float
+    running: NDArray[np.float64]
+    """What trials that run will tell `[trials, guesses]`."""
+
+    @property
+    def guesses(self) -> int:
+        """Number of them."""
+        return int(self.running.shape[1])
+
+    def at(self, places: Coordinates) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation, `[settings, guesses]`."""
+        mean, deviation = self.process.predict(places, return_std=True)
+        deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-10))
+        shape = len(places), self.guesses
+        return mean.reshape(shape) * self.spread + self.middle, deviation.reshape(
+            shape
+        ) * self.spread
+
+    def drawn(self, places: Coordinates, random: np.random.Generator) -> NDArray[np.float64]:
+        """Return functions that may be true, `[settings, DRAWS]`."""
+        mean, covariance = self.process.predict(places, return_cov=True)
+        within = 2e-6 - self._noise  # what a factorisation needs
+        factor = np.linalg.cholesky(covariance + within * np.eye(len(places)))
+        drawn = mean[:, None] + factor @ random.standard_normal((len(places), DRAWS))
+        values: NDArray[np.float64] = drawn * self.spread + self.middle
+        return values
+
+    @property
+    def _noise(self) -> float:
+        return float(self.process.kernel_.k2.noise_level)
+
+
+def _kernel(lattice: Lattice) -> Kernel:
+    """Return a kernel: what is smooth over all parameters, and a share of each block's own."""
+    strength = strength_of(lattice.names)
+    bounds = np.array(
+        [
+            SMOOTH_BLOCKS if name == LAYER else SMOOTH_STRENGTH if name == strength else SMOOTH
+            for name in lattice.names
+        ]
+    )
+    kernel: Kernel = Matern(np.sqrt(bounds.prod(axis=1)), bounds, nu=2.5)
+    if LAYER in lattice.names:
+        own = bounds.copy()
+        place = lattice.names.index(LAYER)
+        one_block = OWN_BLOCKS / (len(lattice.axes[place]) - 1)
+        own[place] = one_block, one_block * (1 + 1e-4)  # fixed
+        kernel += ConstantKernel(0.2, (0.05, 0.8)) * Matern(np.sqrt(own.prod(axis=1)), own, nu=2.5)
+    return ConstantKernel(1.0, (0.3, 10.0)) * kernel + WhiteKernel(1e-3, (1e-5, 3e-2))
