@@ -177,7 +177,7 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-AUTO = "auto"  # instead of a file of scored layers: the search scores them itself
+AUTO = "auto"  # of an option: the search finds out by itself
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "lunar-tune"
 """The MLflow experiment of all searches; MLflow's own variable names another one."""
 BEST_FILTER = "tags.best = 'true'"  # of MLflow's list of runs: each search's confirmed best
@@ -216,7 +216,9 @@ class SearchConfig(RunOptions):
     """Token budget of an answer in a trial; the confirmation has at least 512. Default: twice the
     longest true answer, and 128 where it counts whether answers decline."""
     num_trials: int = search_option(20, least=1, common=True, resume=True)
-    """Trials to run."""
+    """Trials to run. With --stop auto these are the most."""
+    stop: str = search_option(AUTO, choices=(AUTO, NEVER), resume=True)
+    """auto (start no trial where a further one is not likely to gain .01) or never."""
     minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)
     """Objective, a metric."""
     constrain: tuple[str, ...] = search_option(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from lunar_tune.config.options import SearchConfig
+from lunar_tune.config.options import AUTO, SearchConfig
+from lunar_tune.driver.stopping import Outlook
 from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.fingerprint import Identity
@@ -90,6 +91,7 @@ class SearchLoop:
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
         self._started = 0
+        self._outlook: Outlook  # as soon as there is a study
         self._candidates: list[TrialRow] | None = None
         self._lost: Counter[tuple[str, int]] = Counter()
 
@@ -119,7 +121,7 @@ class SearchLoop:
             return DONE
         late = time.monotonic() > self._deadline
         may_start = self._started < self.config.num_trials and not late and not self.gave_up
-        if self.study is not None and may_start:
+        if self.study is not None and may_start and not self._knows_enough(self.study):
             number, parameters = self.study.ask()
             self._started += 1
             return Task(kind=TRIAL, number=number, parameters=parameters)
@@ -129,11 +131,16 @@ class SearchLoop:
             return Task(kind=BASE_MODEL, layer_coefficient=self.layer_coefficient)
         if self._candidates is None:
             self._candidates = best_first(self.study.rows())
+            self.study.note("outlook", self._outlook.note(self.study.told))
         if not self._candidates:
             return DONE
         best = self._candidates[0]
         self.listener.confirming(best)
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
+
+    def _knows_enough(self, study: Study) -> bool:
+        """Say whether no trial is started because there is too little to gain."""
+        return self.config.stop == AUTO and self._outlook.is_enough(study.told)
 
     # What an outcome means.
 
@@ -213,6 +220,9 @@ class SearchLoop:
             self.error = kind(failure.reason)
         elif outcome.result is not None:
             self.study = self.listener.begin(outcome)
+            self._outlook = Outlook(
+                goal=self._goal, space=self.study.distributions, seed=self.config.seed
+            )
             self.known_model = self.known_model or outcome.model
             self.known_references = outcome.references
             self._started = len(self.study.ended)

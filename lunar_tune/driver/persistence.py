@@ -276,10 +276,12 @@ def alone(folder: Folder, what: str = "search", option: str = "--name") -> Itera
         ) from error
 
 
-def is_finished(folder: Folder, num_trials: int) -> bool:
+def is_finished(folder: Folder, config: SearchConfig) -> bool:
     """Say whether a search has ended by itself, with as many trials as it is to have."""
     stored = StoredStudy.read(folder.journal)
-    return stored.has_ended(1) and sum(row.counts for row in stored.rows) >= num_trials
+    enough = config.stop == AUTO and (stored.notes.get("outlook") or {}).get("enough", False)
+    have = sum(row.counts for row in stored.rows)
+    return stored.has_ended(1) and (enough or have >= config.num_trials)
 
 
 def unfinished_like(signature: str, output: Path) -> Folder | None:

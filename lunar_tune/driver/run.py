@@ -91,10 +91,12 @@ def start_search(
     if folder is not None and config.tracking_uri is None and is_other:
         warn(console, f"{URI_VARIABLE} is not heeded: {folder.name} has its runs in {uri}")
     elsewhere = dry_run or "tracking_uri" in given
-    if folder is not None and not elsewhere and is_finished(folder, config.num_trials):
+    if folder is not None and not elsewhere and is_finished(folder, config):
         results = SearchResults.read(folder.path)
-        said = f"{folder.name} is finished: {len(results.rows)} trials. Give a larger "
-        console.print(f"{said}--num-trials for more.", markup=False, soft_wrap=True)
+        have = sum(row.counts for row in results.rows)
+        more = "a larger --num-trials" if have >= config.num_trials else "--stop never"
+        said = f"{folder.name} is finished: {have} trials. Give {more} for more."
+        console.print(said, markup=False, soft_wrap=True)
         print_result(console, results, folder=folder.path, commands={})
         return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder
     facts = {**plan.facts, **finetuning_fact(plan)}

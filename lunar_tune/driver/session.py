@@ -175,7 +175,7 @@ class SearchSession:
             "references": dataclasses.asdict(references) if references is not None else None,
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
-            **dict.fromkeys(("confirmed", "num_trials", "refused")),
+            **dict.fromkeys(("confirmed", "num_trials", "outlook", "refused")),
         }
         for key, value in notes.items():
             self.study.note(key, value)

@@ -210,6 +210,11 @@ class Goal(Concise):
         value = scores.get(self.objective.name, math.nan)
         return value if self.objective.lower_is_better else -value
 
+    @property
+    def least(self) -> float:
+        """The least that there can be of what is to be made small."""
+        return self.objective.low if self.objective.lower_is_better else -self.objective.high
+
     def violations(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return by how much each bound is missed; 0 or less where it is kept."""
         return {str(one): one.violation(scores) for one in self.constraints}

@@ -76,6 +76,21 @@ class SearchResults(Summary, StoredSearch):
         return self.study.notes.get("ending")
 
     @property
+    def outlook(self) -> str | None:
+        """What more trials would bring, in a sentence; None where that was not estimated."""
+        told = self.study.notes.get("outlook")
+        if told is None or self.ending is not None:
+            return None
+        chance = "less than 1%" if told["chance"] < 0.01 else f"{told['chance']:.0%}"
+        better = f"better by more than {told['gain']:.2g}"
+        if not any(row.feasible for row in self.rows):
+            asked = in_words(self.goal.constraints)
+            return f"a setting that keeps {asked} exists with a probability of {chance}"
+        if told["enough"]:
+            return f"no setting of this space is likely to be {better} (probability {chance})"
+        return f"a setting that is {better} exists with a probability of {chance}"
+
+    @property
     def compared(self) -> dict[str, Mapping[str, float]]:
         """The scores that stand beside each other, by whose they are; empty where not known."""
         best, scores = self.best, {"base model": self.baseline}

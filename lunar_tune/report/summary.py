@@ -78,6 +78,8 @@ def print_result(
     say(f"base model: {', '.join(filter(None, origin))}")
     console.print(_score_table(results))
     say(_times(results.rows))
+    if results.outlook is not None:
+        say(f"by what these say, {results.outlook}")
     first = next(iter(results.ranked), None)
     if first is not None:
         findings = Findings.of(results, first)

@@ -28,10 +28,11 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from lunar_tune.study.rows import LAYER
+from lunar_tune.study.study import Told
 
 STRENGTHS: Final = ("coefficient", "learning_rate")
 """Parameters of which more means that less is known afterwards; the first one searched is it."""
-STRENGTH_STEPS, STEPS = 40, 15  # of a parameter's range
+STRENGTH_STEPS, STEPS = 160, 15  # of a parameter's range
 MOST_SETTINGS: Final = 20_000  # of a lattice; with 10,000 a suggestion takes .16 s after 100 trials
 GUESSES: Final = 32  # of what running trials will tell
 DRAWS, LIKELIEST = 256, 600  # of what may be true, of so many settings
@@ -130,21 +131,6 @@ def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def strength_of(names: Any) -> str | None:
     """Return which of some parameters is the strength, if any."""
     return next((name for name in STRENGTHS if name in names), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a trial has told."""
-
-    parameters: Mapping[str, Any]
-    value: float  # of the objective
-    missed: Mapping[str, float]
-    """By how much each bound is missed; 0 or less where it is kept."""
-
-    @property
-    def is_feasible(self) -> bool:
-        """Whether it keeps every bound."""
-        return all(amount <= 0 for amount in self.missed.values())
 
 
 class Belief:

@@ -45,6 +45,27 @@ _LISTED = 3  # mistakes of a journal in a message
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the study was told of a trial."""
+
+    parameters: Mapping[str, Any]
+    value: float  # of the objective
+    missed: Mapping[str, float]
+    """By how much each bound is missed; 0 or less where it is kept."""
+
+    @classmethod
+    def all(cls, study: optuna.Study) -> list[Told]:
+        """Return what was told, by number; of what failed as it does the worst scores."""
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [cls(one.params, float(one.value or 0.0), one.constraints) for one in trials]
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it keeps every bound."""
+        return all(amount <= 0 for amount in self.missed.values())
+
+
 class Study:
     """One search's study; its journal is made if missing. What is no journal raises an InputError.
 
@@ -64,7 +85,7 @@ class Study:
         starting_points: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._goal = goal
-        self._distributions, self._sampler = dict(distributions), sampler
+        self.distributions, self._sampler = dict(distributions), sampler
         self._open: dict[int, optuna.Trial] = {}
         StoredStudy.read(path)  # refuses what cannot be gone on with
         storage = open_journal(path)
@@ -91,6 +112,11 @@ class Study:
     def stored(self) -> StoredStudy:
         """What its journal says now."""
         return StoredStudy.of(self._study)
+
+    @property
+    def told(self) -> list[Told]:
+        """What it was told, by number."""
+        return Told.all(self._study)
 
     @property
     def ended(self) -> list[TrialRow]:
@@ -124,7 +150,7 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         begun = {tuple(sorted(trial.params.items())) for trial in trials if trial.params}
         self._study.sampler = self._sampler(len(begun))
-        trial = self._study.ask(self._distributions)
+        trial = self._study.ask(self.distributions)
         self._open[trial.number] = trial
         trial.set_user_attr("seconds_suggest", time.perf_counter() - start)
         return trial.number, dict(trial.params)

@@ -212,6 +212,8 @@ def search_content(
         found = {} if best is None else {"trial": best.number, **best.parameters}
         found = {name: value for name, value in found.items() if is_number(value)}
         numbers |= {"feasible": feasible, **_prefixed("best", found | shown_scores(scores))}
+    if status != "RUNNING" and (outlook := notes.get("outlook")) is not None:
+        numbers["chance_of_gain"] = outlook["chance"]
     if note is not None:
         tags["mlflow.note.content"] = note[:_LONGEST_TAG]
     starts = [row.started for row in search.rows if row.started is not None]

@@ -331,3 +331,12 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
         heard.loop.take("1", ended())
     assert heard.loop.error is error
     assert heard.loop.next("2") == DONE
+
+
+def test_a_search_that_knows_enough_starts_no_trial(tmp_path: Path) -> None:
+    """No score is below 0; what is noted is what there is to say in the end."""
+    for stop, count in (("auto", 7), ("never", 12)):
+        heard = begun(tmp_path / stop, num_trials=12, stop=stop)
+        heard.trials(*[ended(forget=0.0)] * count)
+        assert heard.next("last").kind == CONFIRMATION
+        assert heard.study.stored.notes["outlook"] == {"chance": 0.0, "gain": 0.01, "enough": True}

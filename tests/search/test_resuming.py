@@ -403,8 +403,12 @@ def test_a_search_is_finished_when_it_has_ended_with_as_many_trials(tmp_path: Pa
     assert unfinished_like("another", runs) is None
     for noted, finished in ((None, False), (3, True)):  # None: begun, and did not end by itself
         study.note("num_trials", noted)
-        assert is_finished(folder, 3) is finished
-    assert not is_finished(folder, 4)
+        assert is_finished(folder, SearchConfig(num_trials=3)) is finished
+    more = SearchConfig(num_trials=4)
+    assert not is_finished(folder, more)
+    study.note("outlook", {"chance": 0.01, "gain": 0.01, "enough": True})
+    assert is_finished(folder, more), "it would gain nothing"
+    assert not is_finished(folder, dataclasses.replace(more, stop="never"))
     assert unfinished_like(signature, runs) is None
 
 
@@ -453,11 +457,13 @@ def test_a_search_that_finds_nothing_says_so_and_is_not_finished(
             while isinstance(loop.next("id"), Task):
                 loop.take("id", next(outcomes))
 
-        plan = plan_search(SearchConfig(output=tmp_path, name=f"n{code}", num_trials=8))
+        plan = plan_search(
+            SearchConfig(output=tmp_path, name=f"n{code}", num_trials=8, stop="never")
+        )
         folder = make_folder(plan.config, plan.spec)
         console = Console(record=True, file=StringIO(), width=200)
         assert session_of(plan, folder, scripted, console=console).run() == code
         assert said in console.export_text()
-        assert not is_finished(folder, 8)
+        assert not is_finished(folder, plan.config)
         assert not folder.best.exists()
         assert next(outcomes, None) is None

@@ -21,7 +21,8 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from lunar_tune.study.belief import TINY, Belief, Lattice, Told, strength_of, values_of
+from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
+from lunar_tune.study.study import Told
 
 FIRST: Final = 5  # trials, far from each other, before anything is modelled
 FIRST_RANGES: Final = {"coefficient": (0.15, 0.7)}
@@ -53,13 +54,12 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         lattice = Lattice.of(search_space)
         if not lattice.names:
             return {}
-        told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         others = [one for one in _others(study, trial) if {*lattice.names} <= one.params.keys()]
         running = [one.params for one in others if one.state == TrialState.RUNNING]
         with threadpool_limits(1):  # of matrices so small threads make waiting
             belief = Belief(
                 lattice,
-                [Told(one.params, one.value or 0.0, one.constraints) for one in told],
+                Told.all(study),
                 self._random,
                 running,
             )
