@@ -5,11 +5,13 @@ docs/surfaces), from the files alone; samplers replayed on each with many seeds,
 trials at a time, without starting points, over the ranges of the file's axes. A replayed trial gets
 the scores that lie between its neighbours, and the constraint as a search sets it. The regret is
 the best feasible forget ROUGE-1 so far less the optimum, which is looked for between settings, too.
-A trial costs 1, whatever its seconds.
+A trial costs 1, whatever its seconds. With --stops, one at a time: when a search would end by
+itself, whether what it says then is true, and what it missed.
 Does not cover: Ray, the journal file (replays keep their study in memory).
 
     scripts/bench_samplers.py --json FILE            # what FILE has already is not run again
     scripts/bench_samplers.py --grid FILE FILE --samplers gp,random
+    scripts/bench_samplers.py --stops --samplers frontier
 """
 
 from __future__ import annotations
@@ -42,14 +44,18 @@ from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, sampler_at
+from lunar_tune.driver.stopping import GAIN, Outlook
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
+from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import LAYER
+from lunar_tune.study.study import Told
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
 COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at
 AT_ONCE = (1, 2, 4)
 MANY = 100  # trials, after which a suggestion is timed
+MOST = 60  # trials of a search that ends by itself
 
 
 def _botorch(seed: int) -> optuna.samplers.BaseSampler:
@@ -242,6 +248,53 @@ def replay_alone(subject: Subject, name: str, at_once: int, seed: int) -> list[f
     return replay(subject, name, seed, at_once)
 
 
+def ended_alone(subject: Subject, name: str, seed: int) -> tuple[int, float]:
+    """Search until it is enough; return the trials, and the least feasible objective."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    goal = Goal.read("forget_rouge1", [f"retain_rouge1>={subject.floor}"])
+    outlook = Outlook(goal=goal, space=subject.distributions, seed=seed)
+    study, make, told = optuna.create_study(), maker_of(name), list[float]()
+    with threadpool_limits(1):
+        while len(told) < MOST and not outlook.is_enough(Told.of(study)):
+            study.sampler = sampler_at(make, seed, len(told))
+            trial = study.ask(subject.distributions)
+            told.append(tell(study, trial, subject.surface.at(trial.params), subject))
+    return len(told), min(told)
+
+
+def print_stops(
+    subject: Subject, samplers: Sequence[str], *, seeds: int, processes: int, console: Console
+) -> None:
+    """Show when searches end, and whether it is true that nothing more was to gain."""
+    optimum = subject.surface.least(subject.floor, subject.goal)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("sampler", "trials, median, least, most", "by itself", "true", "regret"):
+        table.add_column(header)
+    context = multiprocessing.get_context("spawn")
+    with build_progress(console) as bar, ProcessPoolExecutor(processes, context) as pool:
+        task = bar.add_task("replaying", total=len(samplers) * seeds, note="")
+        for name in samplers:
+            found = []
+            for one in pool.map(partial(ended_alone, subject, name), range(seeds)):
+                found.append(one)
+                bar.update(task, advance=1, note=name)
+            counts = np.array([count for count, _ in found])
+            regrets = np.array([least for _, least in found])[counts < MOST] - optimum
+            table.add_row(
+                name,
+                f"{np.median(counts):.0f}, {counts.min()}, {counts.max()}",
+                f"{len(regrets) / seeds:.0%}",
+                # To the second decimal, as it is said; then strictly.
+                f"{np.mean(regrets.round(2) <= GAIN):.0%}, strictly {np.mean(regrets <= GAIN):.0%}",
+                f"median {np.median(regrets):.3f}, most {regrets.max():.4f}",
+            )
+    console.print(table)
+
+
 def check_replayable(surface: Surface, floor: float) -> None:
     """Check that a surface is whole, and has something to find, or raise an InputError."""
     missing = len(surface.settings()) - len(surface.points)
@@ -298,6 +351,7 @@ def bench(
     seeds: PositiveInt = 50,
     retain_floor: float = RETAIN_FLOOR,
     processes: PositiveInt = 2,
+    stops: bool = False,
     json_file: Annotated[Path | None, cyclopts.Parameter(name="--json")] = None,
 ) -> None:
     """Replay samplers on recorded surfaces.
@@ -308,6 +362,7 @@ def bench(
         seeds: Replays of each.
         retain_floor: Least retain ROUGE-1.
         processes: That replay at the same time.
+        stops: Show when searches end by themselves instead.
         json_file: Write the figures; those that it has of the same surface are kept.
     """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -330,10 +385,14 @@ def bench(
     for surface in surfaces:
         facts = {**facts_of(surface, retain_floor), "seeds": seeds, "about": dict(surface.about)}
         console.print(f"\n{surface.name}: {facts_line(facts)}")
+        subject = Subject(surface=surface, floor=retain_floor)
+        if stops:
+            print_stops(subject, names, seeds=seeds, processes=processes, console=console)
+            continue
         before = figures.get(surface.name, {})
         known = [Row(**row) for row in before.get("rows", ()) if before["facts"] == facts]
         rows = rows_of(
-            Subject(surface=surface, floor=retain_floor),
+            subject,
             names,
             seeds=seeds,
             processes=processes,
@@ -349,6 +408,8 @@ def bench(
             if json_file is not None:
                 write_json(json_file, figures)
         console.print(table_of(shown))
+    if stops:
+        return
     console.print(
         f"\ncost 12: after 12 trials, regret in forget ROUGE-1, median and 95th percentile of "
         f"{seeds} seeds, and the share within {NEAR}; none: nothing feasible was found"

@@ -216,7 +216,7 @@ class SearchConfig(RunOptions):
     """Token budget of an answer in a trial; the confirmation has at least 512. Default: twice the
     longest true answer, and 128 where it counts whether answers decline."""
     num_trials: int = search_option(20, least=1, common=True, resume=True)
-    """Trials to run. With --stop auto these are the most."""
+    """Trials to run, at most."""
     stop: str = search_option(AUTO, choices=(AUTO, NEVER), resume=True)
     """auto (start no trial where a further one is not likely to gain .01) or never."""
     minimise: str = search_option("forget_rouge1", metavar="METRIC", common=True, decides=True)
@@ -226,6 +226,9 @@ class SearchConfig(RunOptions):
     )
     """What a feasible trial keeps. Default: retain_rouge1>=0.8, with lunar on a model's own answers
     also forget_refused>=0.7."""
+    then: str = search_option("retain_rouge1", metavar="METRIC", decides=True)
+    """Second line of the goal: of settings whose objective cannot be told apart, equal within
+    their standard errors, the best by this metric is the best."""
     space: str | None = search_option(None, common=True, place=True)
     """YAML file or shipped name. Default: the model's own."""
     range: tuple[str, ...] = search_option((), metavar="NAME=LOW:HIGH", common=True, decides=True)

@@ -91,7 +91,6 @@ class SearchLoop:
         self._failures_in_row = 0
         self._running: dict[str, Task] = {}
         self._started = 0
-        self._outlook: Outlook  # as soon as there is a study
         self._candidates: list[TrialRow] | None = None
         self._lost: Counter[tuple[str, int]] = Counter()
 
@@ -121,10 +120,12 @@ class SearchLoop:
             return DONE
         late = time.monotonic() > self._deadline
         may_start = self._started < self.config.num_trials and not late and not self.gave_up
-        if self.study is not None and may_start and not self._knows_enough(self.study):
-            number, parameters = self.study.ask()
-            self._started += 1
-            return Task(kind=TRIAL, number=number, parameters=parameters)
+        if self.study is not None and may_start:
+            told = self.study.told
+            if self.config.stop != AUTO or not self._outlook.is_enough(told):
+                number, parameters = self.study.ask(at_second=self._outlook.is_settled(told))
+                self._started += 1
+                return Task(kind=TRIAL, number=number, parameters=parameters)
         if self._running:
             return None
         if self.study is None:
@@ -137,10 +138,6 @@ class SearchLoop:
         best = self._candidates[0]
         self.listener.confirming(best)
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
-
-    def _knows_enough(self, study: Study) -> bool:
-        """Say whether no trial is started because there is too little to gain."""
-        return self.config.stop == AUTO and self._outlook.is_enough(study.told)
 
     # What an outcome means.
 
@@ -220,9 +217,8 @@ class SearchLoop:
             self.error = kind(failure.reason)
         elif outcome.result is not None:
             self.study = self.listener.begin(outcome)
-            self._outlook = Outlook(
-                goal=self._goal, space=self.study.distributions, seed=self.config.seed
-            )
+            space = self.study.distributions
+            self._outlook = Outlook(goal=self._goal, space=space, seed=self.config.seed)
             self.known_model = self.known_model or outcome.model
             self.known_references = outcome.references
             self._started = len(self.study.ended)

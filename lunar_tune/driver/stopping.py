@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from lunar_tune.metrics.goal import Goal
-from lunar_tune.study.study import Told
+from lunar_tune.metrics.goal import Goal, Metric
+from lunar_tune.study.study import Told, at_second
 
-GAIN: Final = 0.01  # of the objective's range; what is less is none
+GAIN: Final = 0.01  # of a metric's range; what is less is none
 LITTLE: Final = 0.05  # chance of a gain at which a search knows enough
 IN_ROW: Final = 3  # trials that have to say so, one after the other
 LEAST: Final = 5  # trials, of which something is believed
@@ -26,13 +26,28 @@ class Outlook:
     goal: Goal
     space: Mapping[str, BaseDistribution]
     seed: int
-    _known: dict[int, float] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Metric, int], float] = field(default_factory=dict, repr=False)
 
-    def gain(self, told: Sequence[Told]) -> float:
-        """Return the least gain that counts; of an objective without ends by the values so far."""
-        metric, values = self.goal.objective, [one.value for one in told]
-        extent = metric.high - metric.low
-        return GAIN * (extent if math.isfinite(extent) else max(values) - min(values))
+    def is_enough(self, told: Sequence[Told]) -> bool:
+        """Say whether little is to gain by either line of the goal."""
+        return self.is_settled(told) and self._says_little(told, self.second_chance)
+
+    def is_settled(self, told: Sequence[Told]) -> bool:
+        """Say whether little is to gain by the first line of the goal."""
+        return self._says_little(told, self.chance)
+
+    def note(self, told: Sequence[Told]) -> dict[str, Any] | None:
+        """Return what is to be kept of it as plain values; None where too little is known."""
+        if len(told) < LEAST:
+            return None
+        settled = self.is_settled(told)
+        return {
+            "chance": self.chance(told),
+            "gain": gain(self.goal.objective, told),
+            "settled": settled,
+            "second_chance": self.second_chance(told) if settled else None,
+            "enough": self.is_enough(told),
+        }
 
     def chance(self, told: Sequence[Told]) -> float:
         """Return the probability that a setting not tried gains; if none is feasible, that one is.
@@ -40,7 +55,20 @@ class Outlook:
         By functions drawn together from what is believed, so that the chances of neighbouring
         settings are not added up.
         """
-        if len(told) not in self._known:
+        return self._chance(self.goal.objective, told)
+
+    def second_chance(self, told: Sequence[Told]) -> float:
+        """Return the same by the second line of the goal; 0 where that has nothing to improve."""
+        if not any(one.is_feasible and one.second is not None for one in told):
+            return 0.0
+        return self._chance(self.goal.then, at_second(told))
+
+    def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
+        last = [told[: len(told) - less] for less in range(IN_ROW)]
+        return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
+
+    def _chance(self, metric: Metric, told: Sequence[Told]) -> float:
+        if (metric, len(told)) not in self._known:
             from threadpoolctl import threadpool_limits
 
             from lunar_tune.study.belief import Belief, Lattice  # loads scikit-learn
@@ -48,18 +76,13 @@ class Outlook:
             random = np.random.default_rng([self.seed, len(told)])
             with threadpool_limits(1):
                 belief = Belief(Lattice.of(self.space), told, random)
-                least = belief.least_drawn(self.goal.least)
-            self._known[len(told)] = float(np.mean(least < belief.best - self.gain(told)))
-        return self._known[len(told)]
+                least = belief.least_drawn(metric.least)
+            found = np.mean(least < belief.best - gain(metric, told))
+            self._known[metric, len(told)] = float(found)
+        return self._known[metric, len(told)]
 
-    def is_enough(self, told: Sequence[Told]) -> bool:
-        """Say whether trials, by number, have said one after the other that little is to gain."""
-        last = [told[: len(told) - less] for less in range(IN_ROW)]
-        return len(last[-1]) >= LEAST and all(self.chance(one) <= LITTLE for one in last)
 
-    def note(self, told: Sequence[Told]) -> dict[str, Any] | None:
-        """Return what is to be kept of it as plain values; None where too little is known."""
-        if len(told) < LEAST:
-            return None
-        chance, gain = self.chance(told), self.gain(told)
-        return {"chance": chance, "gain": gain, "enough": self.is_enough(told)}
+def gain(metric: Metric, told: Sequence[Told]) -> float:
+    """Return the least gain that counts; of a metric without ends by the values so far."""
+    extent, values = metric.high - metric.low, [one.value for one in told]
+    return GAIN * (extent if math.isfinite(extent) else max(values) - min(values))

@@ -58,6 +58,16 @@ class Metric(Concise):
         """The name without the set."""
         return self.name.removeprefix(f"{self.sets[0]}_")
 
+    def smaller(self, scores: Mapping[str, float]) -> float:
+        """Return what is the smaller the better; NaN where it is not known."""
+        value = scores.get(self.name, math.nan)
+        return value if self.lower_is_better else -value
+
+    @property
+    def least(self) -> float:
+        """The least that `smaller` can be."""
+        return self.low if self.lower_is_better else -self.high
+
     def may_be(self, value: float) -> bool:
         """Say whether the score can have a value."""
         return math.isfinite(value) and self.low <= value <= self.high
@@ -174,14 +184,18 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Goal(Concise):
-    """A score to make as good as possible subject to bounds on others."""
+    """A score to make as good as possible subject to bounds on others.
+
+    Of settings that it does not tell apart the best by a second one is the best.
+    """
 
     objective: Metric
     constraints: tuple[Constraint, ...]
+    then: Metric
 
     @classmethod
-    def read(cls, objective: str, constraints: Iterable[str]) -> Goal:
-        """Return a goal from a metric's name and bounds, as they are on the command line.
+    def read(cls, objective: str, constraints: Iterable[str], then: str = FLOORED) -> Goal:
+        """Return a goal from metrics' names and bounds, as they are on the command line.
 
         An InputError says all mistakes at once: what means nothing, a metric that is bounded twice
         on one side, or bounds that no value keeps.
@@ -189,6 +203,8 @@ class Goal(Concise):
         problems = Problems()
         with problems.collect():
             metric = find_metric(objective, said="--minimise")
+        with problems.collect():
+            second = find_metric(then, said="--then")
         read: dict[tuple[str, str], Constraint] = {}
         for text in constraints:
             with problems.collect():
@@ -203,17 +219,20 @@ class Goal(Concise):
             if sense == ">=" and other is not None and one.bound > other.bound:
                 problems.add(f"--constrain: no value keeps both {one} and {other}.")
         problems.raise_if_any()
-        return cls(metric, tuple(read.values()))
+        return cls(metric, tuple(read.values()), second)
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return what is to be made small; NaN where it is not known."""
-        value = scores.get(self.objective.name, math.nan)
-        return value if self.objective.lower_is_better else -value
+        return self.objective.smaller(scores)
 
-    @property
-    def least(self) -> float:
-        """The least that there can be of what is to be made small."""
-        return self.objective.low if self.objective.lower_is_better else -self.objective.high
+    def second(self, scores: Mapping[str, float]) -> float | None:
+        """Return what is to be made small where the objective tells nothing apart, if known."""
+        value = self.then.smaller(scores)
+        return value if math.isfinite(value) else None
+
+    def error(self, scores: Mapping[str, float]) -> float:
+        """Return the objective's standard error; 0 where it is not known."""
+        return scores.get(error_name(self.objective.name), 0.0)
 
     def violations(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return by how much each bound is missed; 0 or less where it is kept."""
@@ -273,15 +292,19 @@ class Goal(Concise):
         return self.value({self.objective.name: worst[0]}), violations
 
     @property
-    def text(self) -> tuple[str, tuple[str, ...]]:
-        """Objective and bounds as `read` takes them."""
-        return self.objective.name, tuple(map(str, self.constraints))
+    def text(self) -> tuple[str, tuple[str, ...], str]:
+        """Objective, bounds and second line as `read` takes them."""
+        return self.objective.name, tuple(map(str, self.constraints)), self.then.name
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the scores that it takes, each once."""
-        names = (self.objective.name, *(one.metric for one in self.constraints))
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys((*self._decisive, self.then.name)))
+
+    @property
+    def _decisive(self) -> tuple[str, ...]:
+        """Names of those without which no trial is the better one."""
+        return self.objective.name, *(one.metric for one in self.constraints)
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -299,12 +322,17 @@ class Goal(Concise):
     @property
     def stoppable_floor(self) -> float | None:
         """The floor at which a trial may be stopped: where all that counts is known then."""
-        return self.floor if set(self.metrics) <= KNOWN_AT_A_STOP else None
+        return self.floor if set(self._decisive) <= KNOWN_AT_A_STOP else None
 
     def __str__(self) -> str:
         best = "lowest" if self.objective.lower_is_better else "highest"
         text = f"{best} {score_label(self.objective.name)}"
-        return text + (f" subject to {in_words(self.constraints)}" if self.constraints else "")
+        if self.constraints:
+            text += f" subject to {in_words(self.constraints)}"
+        if self.then is not self.objective:
+            best = "lowest" if self.then.lower_is_better else "highest"
+            text += f", of equals the {best} {score_label(self.then.name)}"
+        return text
 
 
 def parse_constraint(text: str) -> Constraint:
@@ -335,7 +363,7 @@ def parse_constraint(text: str) -> Constraint:
 
 def goal_of(config: SearchConfig) -> Goal:
     """Return what a search is after; where no bounds are named, with the usual one."""
-    return Goal.read(config.minimise, config.constrain or (RETAINING,))
+    return Goal.read(config.minimise, config.constrain or (RETAINING,), config.then)
 
 
 def in_words(bounds: Iterable[Constraint]) -> str:

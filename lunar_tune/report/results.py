@@ -29,6 +29,7 @@ from lunar_tune.study.rows import (
     FAILED,
     HEADLINE_SCORES,
     VERDICT_SCORES,
+    alike,
     best_first,
     is_number,
     shown_score,
@@ -81,14 +82,31 @@ class SearchResults(Summary, StoredSearch):
         told = self.study.notes.get("outlook")
         if told is None or self.ending is not None:
             return None
-        chance = "less than 1%" if told["chance"] < 0.01 else f"{told['chance']:.0%}"
+        chance = _in_percent(told["chance"])
         better = f"better by more than {told['gain']:.2g}"
         if not any(row.feasible for row in self.rows):
             asked = in_words(self.goal.constraints)
             return f"a setting that keeps {asked} exists with a probability of {chance}"
+        if not told["settled"]:
+            return f"a setting that is {better} exists with a probability of {chance}"
+        text = f"no setting of this space is likely to be {better} (probability {chance})"
+        if self.goal.then is self.goal.objective:
+            return text
+        chance, then = _in_percent(told["second_chance"]), score_label(self.goal.then.name)
         if told["enough"]:
-            return f"no setting of this space is likely to be {better} (probability {chance})"
-        return f"a setting that is {better} exists with a probability of {chance}"
+            return f"{text}, nor one that is as good to have a better {then} (probability {chance})"
+        return f"{text}; one that is as good and has a better {then}: probability {chance}"
+
+    @property
+    def equals(self) -> str | None:
+        """Which trials the objective does not tell apart, in a sentence; None where it does."""
+        numbers = [row.number for row in alike(self.rows)]
+        if self.best is None or self.best.number not in numbers or len(numbers) == 1:
+            return None
+        listed = ", ".join(map(str, numbers[:_LISTED])) + (", …" if numbers[_LISTED:] else "")
+        then = score_label(self.goal.then.name)
+        text = f"{score_label(self.goal.objective.name)} does not tell trials {listed} apart"
+        return text + (f"; the first has the best {then}" if numbers[0] == self.best.number else "")
 
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:
@@ -251,6 +269,10 @@ def template(name: str) -> Template:
     own |= {"score_label": score_label, "repr": repr}
     environment.filters |= own
     return environment.get_template(name)
+
+
+def _in_percent(chance: float) -> str:
+    return "less than 1%" if chance < 0.01 else f"{chance:.0%}"
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> Markup:

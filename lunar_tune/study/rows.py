@@ -37,6 +37,9 @@ class TrialRow(Concise):
     parameters: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
     objective: float | None = None  # what the search makes small
+    error: float = 0.0
+    """Its standard error; 0 where it is not known."""
+    second: float = 0.0  # what it makes small where the objective tells nothing apart
     feasible: bool | None = None
     retain_rows: int | None = None
     """Retain rows that the score was taken on; `retain_exact` where these are all."""
@@ -59,6 +62,11 @@ class TrialRow(Concise):
     def counts(self) -> bool:
         """Whether it has ended and is one of the trials that the search was to have."""
         return self.state != RUNNING and not self.again
+
+    @property
+    def reached(self) -> float:
+        """The objective; infinite where there is none."""
+        return math.inf if self.objective is None else self.objective
 
     @property
     def label(self) -> str:
@@ -117,11 +125,39 @@ def _brief(value: Any) -> str:
 
 
 def best_first(rows: Iterable[TrialRow]) -> list[TrialRow]:
-    """Return the feasible trials, lowest objective first, higher retain ROUGE-1 on a tie."""
+    """Return the feasible trials, the best first: `alike`, then the others, lowest objective first.
+
+    The second line of the goal decides between equals.
+    """
+    feasible = _by_objective(rows)
+    first = alike(feasible)
+    numbers = {row.number for row in first}
+    return first + [row for row in feasible if row.number not in numbers]
+
+
+def alike(rows: Iterable[TrialRow]) -> list[TrialRow]:
+    """Return the feasible trials whose objective cannot be told apart from the lowest.
+
+    It is equal within their standard errors, as of independent samples. The best by the second line
+    of the goal comes first.
+    """
+    feasible = _by_objective(rows)
+    first = [
+        row
+        for row in feasible
+        if row.reached - feasible[0].reached <= least_apart(row.error, feasible[0].error)
+    ]
+    return sorted(first, key=lambda row: (row.second, row.reached, row.number))
+
+
+def least_apart(error: float, other: float) -> float:
+    """Return the least difference of scores with standard errors that tells them apart."""
+    return math.hypot(error, other)
+
+
+def _by_objective(rows: Iterable[TrialRow]) -> list[TrialRow]:
     feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
-    return sorted(
-        feasible, key=lambda row: (row.objective, -row.scores["retain_rouge1"], row.number)
-    )
+    return sorted(feasible, key=lambda row: (row.reached, row.second, row.number))
 
 
 def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
@@ -138,10 +174,10 @@ def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
 def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:
     """Return each trial with the best feasible one up to it, from the first feasible one on."""
     pairs: list[tuple[TrialRow, TrialRow]] = []
-    best: list[TrialRow] = []
+    seen: list[TrialRow] = []
     for row in rows:
-        best = best_first([*best, row])[:1]
-        pairs += [(row, one) for one in best]
+        seen.append(row)
+        pairs += [(row, one) for one in best_first(seen)[:1]]
     return pairs
 
 

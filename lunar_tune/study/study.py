@@ -27,7 +27,7 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.journal import mistakes_in, open_journal, repeats_itself, studies_in
-from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
+from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow, least_apart
 from lunar_tune.trial.references import References
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
 FORMAT_NOTE, FORMAT = "format", 4  # of what is kept of a search; raised when that changes
 AGAIN_OF = "again_of"
+LINES, AT_SECOND = "lines", "at_second"  # of the goal: what a trial told, and which one is aimed at
+EQUAL = "equal"  # the bound that stands for the first line where the second is aimed at
 _KEPT = ("retain_rows", "retain_exact", "max_new_tokens", "answers_digest")  # as in a row
 
 _LISTED = 3  # mistakes of a journal in a message
@@ -53,17 +55,50 @@ class Told:
     value: float  # of the objective
     missed: Mapping[str, float]
     """By how much each bound is missed; 0 or less where it is kept."""
+    error: float = 0.0  # standard error of the objective
+    second: float | None = None
+    """What is made small where the objective tells nothing apart; None where it is not known."""
 
     @classmethod
-    def all(cls, study: optuna.Study) -> list[Told]:
-        """Return what was told, by number; of what failed as it does the worst scores."""
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return [cls(one.params, float(one.value or 0.0), one.constraints) for one in trials]
+    def of(cls, study: optuna.Study) -> list[Told]:
+        """Return what was told, by number; of a failure that repeats itself the worst scores."""
+        return [
+            cls(
+                one.params,
+                float(one.value or 0.0),
+                one.constraints,
+                **one.user_attrs.get(LINES, {}),
+            )
+            for one in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ]
 
     @property
     def is_feasible(self) -> bool:
         """Whether it keeps every bound."""
         return all(amount <= 0 for amount in self.missed.values())
+
+
+def aimed_at(study: optuna.Study) -> list[Told]:
+    """Return what was told, by the line of the goal at which the next trial is aimed."""
+    told = Told.of(study)
+    return at_second(told) if study.user_attrs.get(AT_SECOND) else told
+
+
+def at_second(told: Sequence[Told]) -> list[Told]:
+    """Return trials by the second line of the goal, with the first one as a further bound.
+
+    It is kept by what cannot be told apart from the best of those that are feasible.
+    """
+    best = min((one for one in told if one.is_feasible), key=lambda one: one.value)
+    worst = max(one.second for one in told if one.second is not None)
+    return [
+        Told(
+            one.parameters,
+            worst if one.second is None else one.second,
+            {**one.missed, EQUAL: one.value - best.value - least_apart(one.error, best.error)},
+        )
+        for one in told
+    ]
 
 
 class Study:
@@ -116,7 +151,7 @@ class Study:
     @property
     def told(self) -> list[Told]:
         """What it was told, by number."""
-        return Told.all(self._study)
+        return Told.of(self._study)
 
     @property
     def ended(self) -> list[TrialRow]:
@@ -144,9 +179,11 @@ class Study:
         """Keep a fact of the search itself, as plain values for JSON."""
         self._study.set_user_attr(key, value)
 
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return the next trial's number and parameters."""
+    def ask(self, *, at_second: bool = False) -> tuple[int, dict[str, Any]]:
+        """Return the next trial's number and parameters, chosen by a line of the goal."""
         start = time.perf_counter()
+        if at_second is not self._study.user_attrs.get(AT_SECOND, False):
+            self.note(AT_SECOND, at_second)
         trials = self._study.get_trials(deepcopy=False)
         begun = {tuple(sorted(trial.params.items())) for trial in trials if trial.params}
         self._study.sampler = self._sampler(len(begun))
@@ -177,6 +214,7 @@ class Study:
             "losses": list(result.losses),
             "checks": [dataclasses.asdict(check) for check in result.checks],
             "answers_digest": answers_digest,
+            LINES: {"error": self._goal.error(scores), "second": self._goal.second(scores)},
         }.items():
             trial.set_user_attr(key, fact)
         self._tell(trial, value, violations)
@@ -329,6 +367,7 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
     if complete:
         feasible = goal.is_kept(scores)
         told |= {"scores": scores, "objective": trial.value, "feasible": feasible}
+        told |= {"error": goal.error(scores), "second": goal.second(scores) or 0.0}
     return TrialRow(
         number=trial.number,
         state=COMPLETE if complete else ended,

@@ -25,7 +25,7 @@ from lunar_tune.study.stored_search import configuration_document
 from lunar_tune.yaml_files import write_yaml
 
 PACKAGE = Path(str(lunar_tune.__file__)).parent
-MOST_OPTIONS, MOST_LINES = 63, 48
+MOST_OPTIONS, MOST_LINES = 65, 48
 # A value of every option of a search, other than its default.
 VALUES: dict[str, Any] = {
     "model": "qwen2.5-7b",
@@ -59,8 +59,10 @@ VALUES: dict[str, Any] = {
     "memory_budget": 7.5,
     "cache_limit": 0.0,
     "num_trials": 7,
+    "stop": "never",
     "minimise": "forget_mrr",
     "constrain": ("retain_mrr>=0.5", "forget_rouge1<=1"),
+    "then": "retain_mrr",
     "space": "own.yaml",
     "range": ("coefficient=-1:4",),
     "sampler": "tpe",

@@ -109,6 +109,8 @@ def test_all_that_is_wrong_with_a_goal_is_said_at_once() -> None:
         Goal.read("forget_mmr", [*texts, "factual_mrr>=0.9", "factual_mrr<=0.8"])
     messages = raised.value.messages
     assert len(messages) == 6
+    with pytest.raises(InputError, match="--then: unknown metric 'retain'"):
+        Goal.read("forget_rouge1", [], "retain")
     for words in (
         "--minimise: unknown metric 'forget_mmr'. Did you mean 'forget_mrr'?",
         "retain_mrr>=0.5 and retain_mrr>=0.6 constrain the same; leave one out",
@@ -124,15 +126,23 @@ def test_a_goal_minimises_what_is_named_and_what_is_better_higher_by_its_negativ
     assert goal.violations(scores) == {"retain_rouge1>=0.8": pytest.approx(0.05)}
     assert not goal.is_kept(scores)
     assert goal.is_kept({"retain_rouge1": 0.8})
-    assert str(goal) == "lowest forget ROUGE-1 subject to retain ROUGE-1 of at least 0.8"
+    told = "lowest forget ROUGE-1 subject to retain ROUGE-1 of at least 0.8"
+    assert str(goal) == f"{told}, of equals the highest retain ROUGE-1"
+    assert (goal.second(scores), goal.second({}), goal.error(scores)) == (-0.75, None, 0.0)
     assert Goal.read(*goal.text) == goal
     assert math.isnan(goal.value({}))
     assert goal.violations({}) == {"retain_rouge1>=0.8": math.inf}
     goal = Goal.read(" factual_rouge1 ", ["forget_mrr <= 0.2", "forget_mrr>=0.1"])
     assert goal.value({"factual_rouge1": 0.7}) == -0.7
     both = "forget MRR of at most 0.2, forget MRR of at least 0.1"
-    assert str(goal) == f"highest factual ROUGE-1 subject to {both}"
-    assert goal.metrics == ("factual_rouge1", "forget_mrr")
+    equals = ", of equals the highest retain ROUGE-1"
+    assert str(goal) == f"highest factual ROUGE-1 subject to {both}{equals}"
+    assert goal.metrics == ("factual_rouge1", "forget_mrr", "retain_rouge1")
+    goal = Goal.read("retain_rouge1", ["forget_rouge1<=0.1"])
+    assert str(goal) == "highest retain ROUGE-1 subject to forget ROUGE-1 of at most 0.1"
+    goal = Goal.read("forget_rouge1", [], "forget_degenerate")
+    assert str(goal).endswith("of equals the lowest forget degenerate")
+    assert goal.second({"forget_degenerate": 0.25}) == 0.25
     assert Goal.read("deviation_score", []).is_kept({})
 
 

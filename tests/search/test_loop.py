@@ -337,6 +337,7 @@ def test_a_search_that_knows_enough_starts_no_trial(tmp_path: Path) -> None:
     """No score is below 0; what is noted is what there is to say in the end."""
     for stop, count in (("auto", 7), ("never", 12)):
         heard = begun(tmp_path / stop, num_trials=12, stop=stop)
-        heard.trials(*[ended(forget=0.0)] * count)
+        heard.trials(*[ended(forget=0.0, retain=1.0)] * count)
         assert heard.next("last").kind == CONFIRMATION
-        assert heard.study.stored.notes["outlook"] == {"chance": 0.0, "gain": 0.01, "enough": True}
+        outlook = {"chance": 0.0, "gain": 0.01, "settled": True, "second_chance": 0.0}
+        assert heard.study.stored.notes["outlook"] == {**outlook, "enough": True}

@@ -185,4 +185,4 @@ def test_editors_complete_names_and_options() -> None:
     assert {"plot_history", "plot_importance"} <= {one.name for one in static}
     parameters = inspect.signature(lt.search).parameters
     assert (parameters["num_trials"].default, parameters["model"].default) == (20, "tiny")
-    assert "num_trials: Trials to run." in (lt.search.__doc__ or "")
+    assert "num_trials: Trials to run, at most." in (lt.search.__doc__ or "")

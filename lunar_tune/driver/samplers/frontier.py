@@ -22,7 +22,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
-from lunar_tune.study.study import Told
+from lunar_tune.study.study import aimed_at
 
 FIRST: Final = 5  # trials, far from each other, before anything is modelled
 FIRST_RANGES: Final = {"coefficient": (0.15, 0.7)}
@@ -59,7 +59,7 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         with threadpool_limits(1):  # of matrices so small threads make waiting
             belief = Belief(
                 lattice,
-                Told.all(study),
+                aimed_at(study),
                 self._random,
                 running,
             )

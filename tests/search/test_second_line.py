@@ -1,0 +1,108 @@
+"""The second line of a goal: which of the settings that the objective cannot tell apart is best."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+from invented_searches import results_of, trial
+from made_outcomes import base_model, ended
+from optuna.distributions import FloatDistribution, IntDistribution
+from test_loop import Heard
+from test_study import study_in
+from tracked_searches import SPACE as WHOLE_SPACE
+
+from lunar_tune.study.rows import TrialRow, alike, best_first, best_so_far
+from lunar_tune.study.study import EQUAL, Study, Told, at_second
+from lunar_tune.trial.tasks import CONFIRMATION, Outcome
+
+
+def row(number: int, forget: float, error: float, retain: float) -> TrialRow:
+    one = trial(number, forget, retain, {"layer": number})
+    return dataclasses.replace(one, error=error, second=-retain, feasible=retain >= 0.8)
+
+
+ROWS = [
+    row(0, 0.10, 0.03, 0.85),
+    row(1, 0.13, 0.01, 0.95),  # .03 from the lowest, whose error and its own are .0316 together
+    row(2, 0.12, 0.00, 0.90),
+    row(3, 0.14, 0.02, 0.99),  # .04 from it; errors .036
+    row(4, 0.02, 0.05, 0.70),  # misses the floor
+]
+
+
+def test_equal_within_the_standard_errors_the_one_that_keeps_most_is_best() -> None:
+    assert [one.number for one in alike(ROWS)] == [1, 2, 0]
+    assert [one.number for one in best_first(ROWS)] == [1, 2, 0, 3]
+    assert [one.number for one in best_first(ROWS[3:])] == [3]
+    exact = [dataclasses.replace(one, error=0.0) for one in ROWS]
+    assert [one.number for one in best_first(exact)] == [0, 2, 1, 3], "nothing is equal"
+    assert [best.number for _, best in best_so_far(ROWS)] == [0, 1, 1, 1, 1]
+    shuffled = random.Random(3).sample(ROWS, len(ROWS))
+    assert best_first(shuffled) == best_first(ROWS)
+
+
+def test_a_report_names_what_cannot_be_told_apart() -> None:
+    results = results_of(ROWS, confirmed={"forget_rouge1": 0.13, "retain_rouge1": 0.95})
+    said = (
+        "forget ROUGE-1 does not tell trials 1, 2, 0 apart; the first has the best retain ROUGE-1"
+    )
+    assert results.equals == said
+    exact = [dataclasses.replace(one, error=0.0) for one in ROWS]
+    alone = results_of(exact, confirmed={"forget_rouge1": 0.1, "retain_rouge1": 0.85})
+    assert alone.equals is None
+
+
+def test_at_the_second_line_the_first_is_a_bound() -> None:
+    told = [
+        Told({"layer": 1}, 0.10, {"retain": -0.05}, error=0.03, second=-0.85),
+        Told({"layer": 2}, 0.13, {"retain": -0.15}, error=0.01, second=-0.95),
+        Told({"layer": 3}, 0.01, {"retain": 0.10}, error=0.01, second=-0.70),
+        Told({"layer": 4}, 1.00, {"retain": 0.80}),  # failed
+    ]
+    aimed = at_second(told)
+    assert [one.value for one in aimed] == [-0.85, -0.95, -0.70, -0.70]
+    assert [one.is_feasible for one in aimed] == [True, True, False, False]
+    assert aimed[1].missed[EQUAL] == pytest.approx(0.03 - 0.001**0.5)
+    assert aimed[3].missed == {"retain": 0.80, EQUAL: pytest.approx(0.9 - 0.03)}
+
+
+SPACE = dataclasses.replace(
+    WHOLE_SPACE,
+    parameters={"layer": IntDistribution(0, 7), "coefficient": FloatDistribution(0.5, 6.0)},
+    starting_points=(),
+)
+
+
+class InSpace(Heard):
+    """A loop on a study of two parameters."""
+
+    def begin(self, _: Outcome) -> Study:
+        return study_in(self.folder.path, space=SPACE, seed=self.loop.config.seed)
+
+
+def scores(parameters: dict[str, float]) -> tuple[float, float]:
+    """Return forget and retain; nothing is left from 2 on, and block 5 keeps most there: .96."""
+    loss = 0.02 + 0.004 * abs(parameters["layer"] - 5)
+    return max(0.0, 1 - parameters["coefficient"] / 2), 1 - loss * parameters["coefficient"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_once_nothing_is_left_to_forget_a_search_looks_for_what_keeps_most(
+    tmp_path: Path, seed: int
+) -> None:
+    heard = InSpace(tmp_path, num_trials=60, seed=seed)
+    heard.next("base")
+    heard.loop.take("base", base_model())
+    while (task := heard.next("one")).kind != CONFIRMATION:
+        heard.loop.take("one", ended(*scores(dict(task.parameters))))
+    rows = heard.study.rows()
+    best = best_first(rows)[0]
+    assert best.objective == 0
+    assert best.scores["retain_rouge1"] > 0.96 - 0.011
+    assert task.number == best.number
+    first = next(one.number for one in rows if one.objective == 0)
+    assert first + 3 < len(rows) < 40
+    assert heard.study.stored.notes["outlook"]["enough"]
