@@ -6,8 +6,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
@@ -29,6 +30,9 @@ from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes, read_yaml
+
+LAYERS_TRIED: Final = 3  # of another search
+MOST_FOUND: Final = 5  # settings of several searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ def found_points(
 ) -> list[StartingPoint]:
     """Return the best settings of other searches, their layers carried over by relative depth.
 
-    Searches are folders, names in `output`, or `best.yaml` files; `spec` and `n_layers`, blocks of
-    the model, are the new search's. An InputError lists those that cannot be read or are of another
-    method.
+    Of a search the best of each of up to `LAYERS_TRIED` layers, first the best of all searches,
+    then the second ones; of several searches `MOST_FOUND` in all, but one of each. Searches are
+    folders, names in `output`, or `best.yaml` files; `spec` and `n_layers`, blocks of the model,
+    are the new search's. An InputError lists those that cannot be read or are of another method.
     """
-    problems, points, method = Problems(), [], spec.method
+    problems, method = Problems(), spec.method
+    by_search: list[list[StartingPoint]] = []
     for search in searches:
         with problems.collect():
             found = _read(search, output)
@@ -85,18 +91,30 @@ def found_points(
                     f"this search is of {method.name} ({method.variant}), whose parameters "
                     "differ. Name a search of the same method and solver."
                 )
-            values, depth, origin = dict(found.parameters), found.n_layers, f"found in {search}"
-            if LAYER in values and depth != n_layers:
-                before, fraction = values[LAYER], values[LAYER] / max(1, depth - 1)
-                values[LAYER] = block_at(fraction, n_layers)
-                origin += f" (layer {before} of {depth} → {values[LAYER]} of {n_layers} by depth)"
-            points.append(StartingPoint(values, origin, movable=True))
+            by_search.append(
+                [
+                    _carried(one, search, depth=found.n_layers, n_layers=n_layers)
+                    for one in (found.parameters, *found.further)
+                ]
+            )
     problems.raise_if_any(InputError)
-    return points
+    in_turn = [one for turn in zip_longest(*by_search) for one in turn if one is not None]
+    return in_turn[: max(MOST_FOUND, len(searches))]
+
+
+def _carried(
+    setting: Mapping[str, int | float], search: str, *, depth: int, n_layers: int
+) -> StartingPoint:
+    values, origin = dict(setting), f"found in {search}"
+    if LAYER in values and depth != n_layers:
+        before, fraction = values[LAYER], values[LAYER] / max(1, depth - 1)
+        values[LAYER] = block_at(fraction, n_layers)
+        origin += f" (layer {before} of {depth} → {values[LAYER]} of {n_layers} by depth)"
+    return StartingPoint(values, origin, movable=True)
 
 
 class _Found(BaseModel):
-    """The best setting of a search, as in `best.yaml`."""
+    """The best setting of a search, as in `best.yaml`, and perhaps those of other layers."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -104,22 +122,32 @@ class _Found(BaseModel):
     solver: str
     parameters: Annotated[dict[str, int | FiniteFloat], Field(min_length=1)]
     n_layers: PositiveInt  # number of the model's decoder blocks
+    further: tuple[dict[str, int | FiniteFloat], ...] = ()
 
 
 def _read(search: str, output: Path) -> _Found:
-    """Read a `best.yaml`, or a search's confirmed best setting, else its best as searched."""
+    """Read a `best.yaml`, or a search's confirmed best setting, else its best as searched.
+
+    Of a search also the best feasible settings of other layers.
+    """
     if is_file(path := Path(search)):
         content = read_yaml(path)
     else:
         stored = StoredSearch.read(search, runs=output)
-        best = stored.best or next(iter(best_first(list(stored.rows))), None)
-        if best is None:
+        ranked = best_first(stored.rows)
+        ranked = [stored.best, *ranked] if stored.best is not None else ranked
+        if not ranked:
             raise InputError(
                 f"--start-from {search}: none of its trials is feasible. Name a search that found "
                 "a feasible setting, or write one into a file like best.yaml, with n_layers."
             )
         depth = stored.config.resolved.get("n_layers")
-        setting = {"parameters": dict(best.parameters), "n_layers": depth}
+        by_layer: dict[Any, dict[str, Any]] = {}
+        for row in ranked:
+            by_layer.setdefault(row.parameters.get(LAYER), dict(row.parameters))
+        best, *further = by_layer.values()
+        setting = {"parameters": best, "n_layers": depth}
+        setting["further"] = tuple(further[: LAYERS_TRIED - 1])
         content = {**stored.study.notes["tags"], **setting}
     try:
         return _Found.model_validate(content)
