@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -98,7 +98,10 @@ def found_points(
                 ]
             )
     problems.raise_if_any(InputError)
-    in_turn = [one for turn in zip_longest(*by_search) for one in turn if one is not None]
+    in_turn: list[StartingPoint] = []
+    for one in chain.from_iterable(zip_longest(*by_search)):
+        if one is not None and all(one.values != before.values for before in in_turn):
+            in_turn.append(one)
     return in_turn[: max(MOST_FOUND, len(searches))]
 
 

@@ -298,6 +298,23 @@ def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) ->
     assert starts(plan) == f"2 (found in own, found in {file})"
 
 
+def test_of_a_search_the_best_of_three_layers_are_tried_of_several_in_turn(tmp_path: Path) -> None:
+    settings = [FOUND | {"layer": layer, "coefficient": c} for layer, c in enumerate((1, 2, 3, 4))]
+    scores = [(0.4, 0.9), (0.1, 0.9), (0.2, 0.9), (0.3, 0.9)]
+    same_layer = (settings[1] | {"coefficient": 2.5}, (0.15, 0.9))
+    one = searched(tmp_path, "one", *zip(settings, scores, strict=True), same_layer)
+    plan = planned(tmp_path, start_from=(one, "none"))
+    assert list(plan.space.starting_points) == [settings[1], settings[2], settings[3]]
+    assert starts(plan) == "3 (found in one (3))"
+
+    two = searched(tmp_path, "two", *zip(settings, reversed(scores), strict=True))
+    plan = planned(tmp_path, start_from=(one, two, "none"))
+    # Of the one 1, 2, 3; of the other 2, 1, 0; what is the same is tried once.
+    assert list(plan.space.starting_points) == [settings[n] for n in (1, 2, 3, 0)]
+    others = [searched(tmp_path, name, *zip(settings, scores, strict=True)) for name in "abcdef"]
+    assert len(planned(tmp_path, start_from=(*others, "none")).space.starting_points) == 3
+
+
 def test_without_the_spaces_own_points_the_found_ones_are_tried(tmp_path: Path) -> None:
     found, prior = (best_file(tmp_path), "none"), prior_file(tmp_path)
     plan = planned(tmp_path, start_from=found, layer_prior=prior)
