@@ -23,6 +23,7 @@ from lunar_tune.driver.persistence import (
 )
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.driver.samplers import open_study
+from lunar_tune.driver.stopping import kept_again
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
@@ -245,6 +246,7 @@ class SearchSession:
             "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
             "repeating": dict(result.evaluation.repeating),
             "whole_cost": result.evaluation.whole_cost,
+            "kept_again": kept_again(self.study.distributions, self.study.told, row.parameters),
         }
         self.study.note("confirmed", confirmed)
         write_best(self._stored(), self.plan)

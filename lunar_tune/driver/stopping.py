@@ -82,6 +82,24 @@ class Outlook:
         return self._known[metric, len(told)]
 
 
+def kept_again(
+    space: Mapping[str, BaseDistribution], told: Sequence[Told], parameters: Mapping[str, Any]
+) -> float | None:
+    """Return the probability that a trial's setting keeps the bounds on new questions.
+
+    None where too little is known, or no standard errors are.
+    """
+    one = next((one for one in told if one.parameters == parameters), None)
+    if one is None or len(told) < LEAST or not any(one.bound_errors.values()):
+        return None
+    from threadpoolctl import threadpool_limits
+
+    from lunar_tune.study.belief import Lattice, chance_kept
+
+    with threadpool_limits(1):
+        return chance_kept(Lattice.of(space), told, one)
+
+
 def gain(metric: Metric, told: Sequence[Told]) -> float:
     """Return the least gain that counts; of a metric without ends by the values so far."""
     extent, values = metric.high - metric.low, [one.value for one in told]

@@ -238,6 +238,10 @@ class Goal(Concise):
         """Return by how much each bound is missed; 0 or less where it is kept."""
         return {str(one): one.violation(scores) for one in self.constraints}
 
+    def bound_errors(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return the standard error of each bounded score; 0 where it is not known."""
+        return {str(one): scores.get(error_name(one.metric), 0.0) for one in self.constraints}
+
     def is_kept(self, scores: Mapping[str, float]) -> bool:
         """Say whether every bound is kept."""
         return not self.missed(scores)

@@ -98,6 +98,15 @@ class SearchResults(Summary, StoredSearch):
         return f"{text}; one that is as good and has a better {then}: probability {chance}"
 
     @property
+    def kept_again(self) -> str | None:
+        """How likely the best setting keeps the bounds on new questions, in a sentence."""
+        chance = (self.study.notes.get("confirmed") or {}).get("kept_again")
+        if chance is None:
+            return None
+        asked = in_words(self.goal.constraints)
+        return f"on as many new questions of the same kind it keeps {asked}: {chance:.0%} likely"
+
+    @property
     def equals(self) -> str | None:
         """Which trials the objective does not tell apart, in a sentence; None where it does."""
         numbers = [row.number for row in alike(self.rows)]

@@ -80,8 +80,8 @@ def print_result(
     say(_times(results.rows))
     if results.outlook is not None:
         say(f"by what these say, {results.outlook}")
-    if results.equals is not None:
-        say(results.equals)
+    for sentence in filter(None, (results.equals, results.kept_again)):
+        say(sentence)
     first = next(iter(results.ranked), None)
     if first is not None:
         findings = Findings.of(results, first)

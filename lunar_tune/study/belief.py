@@ -212,7 +212,8 @@ class Belief:
     def _modelled(self, values: NDArray[np.float64], running: Coordinates) -> Model:
         middle, spread = values.mean(), max(float(values.std()), LEAST_SPREAD)
         scaled = (values - middle) / spread
-        process = GaussianProcessRegressor(_kernel(self.lattice), alpha=1e-8)
+        noise = WhiteKernel(1e-3, (1e-5, 3e-2))
+        process = GaussianProcessRegressor(_smooth(self.lattice) + noise, alpha=1e-8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound
             process.fit(self._known, scaled)
@@ -226,6 +227,30 @@ class Belief:
             process = GaussianProcessRegressor(process.kernel_, alpha=1e-8, optimizer=None)
             process.fit(np.concatenate([self._known, running]), seen)
         return Model(process, float(middle), spread, guessed * spread + middle)
+
+
+def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
+    """Return the probability that a setting that was tried keeps all bounds on new questions.
+
+    As many of the same kind: a score lies around what all trials say of it, whose standard errors
+    are the noise, by its own standard error once more. So the luck with which a setting was chosen
+    does not count.
+    """
+    known, chance = lattice.coordinates([each.parameters for each in told]), 1.0
+    for bound in one.missed:
+        missed = np.array([each.missed.get(bound, 0.0) for each in told])
+        middle, spread = missed.mean(), max(float(missed.std()), LEAST_SPREAD)
+        errors = np.array([each.bound_errors.get(bound, 0.0) for each in told])
+        noise = np.maximum((errors / spread) ** 2, 1e-6)
+        process = GaussianProcessRegressor(_smooth(lattice), alpha=noise)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            process.fit(known, (missed - middle) / spread)
+        place = lattice.coordinates([one.parameters])
+        (mean,), (deviation,) = process.predict(place, return_std=True)
+        unsure = math.hypot(deviation * spread, one.bound_errors.get(bound, 0.0))
+        chance *= float(norm.cdf(-(mean * spread + middle) / max(unsure, TINY)))
+    return chance
 
 
 @dataclass(frozen=True)
@@ -266,7 +291,7 @@ class Model:
         return float(self.process.kernel_.k2.noise_level)
 
 
-def _kernel(lattice: Lattice) -> Kernel:
+def _smooth(lattice: Lattice) -> Kernel:
     """Return a kernel: what is smooth over all parameters, and a share of each block's own."""
     strength = strength_of(lattice.names)
     bounds = np.array(
@@ -282,4 +307,4 @@ def _kernel(lattice: Lattice) -> Kernel:
         one_block = OWN_BLOCKS / (len(lattice.axes[place]) - 1)
         own[place] = one_block, one_block * (1 + 1e-4)  # fixed
         kernel += ConstantKernel(0.2, (0.05, 0.8)) * Matern(np.sqrt(own.prod(axis=1)), own, nu=2.5)
-    return ConstantKernel(1.0, (0.3, 10.0)) * kernel + WhiteKernel(1e-3, (1e-5, 3e-2))
+    return ConstantKernel(1.0, (0.3, 10.0)) * kernel

@@ -58,6 +58,8 @@ class Told:
     error: float = 0.0  # standard error of the objective
     second: float | None = None
     """What is made small where the objective tells nothing apart; None where it is not known."""
+    bound_errors: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors of the scores that are bounded, by bound."""
 
     @classmethod
     def of(cls, study: optuna.Study) -> list[Told]:
@@ -214,7 +216,11 @@ class Study:
             "losses": list(result.losses),
             "checks": [dataclasses.asdict(check) for check in result.checks],
             "answers_digest": answers_digest,
-            LINES: {"error": self._goal.error(scores), "second": self._goal.second(scores)},
+            LINES: {
+                "error": self._goal.error(scores),
+                "second": self._goal.second(scores),
+                "bound_errors": self._goal.bound_errors(scores),
+            },
         }.items():
             trial.set_user_attr(key, fact)
         self._tell(trial, value, violations)

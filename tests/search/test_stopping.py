@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from scipy.stats import norm
 from test_frontier import BOUND, RATES, SPACE, falling, search, trained
 
-from lunar_tune.driver.stopping import Outlook, gain
+from lunar_tune.driver.stopping import Outlook, gain, kept_again
 from lunar_tune.metrics.goal import METRICS, Goal
 from lunar_tune.study.study import Told
 
@@ -101,3 +102,32 @@ def test_a_gain_is_a_hundredth_of_what_a_score_can_be_or_of_what_it_was() -> Non
     gains = {"forget_rouge1": 0.01, "deviation_score": 1.414, "forget_log_prob": 0.08}
     for metric, least in gains.items():
         assert gain(METRICS[metric], told) == pytest.approx(least, abs=1e-3)
+
+
+def test_a_setting_keeps_the_floor_on_new_questions_as_often_as_was_said() -> None:
+    """Both samples of questions have the same error; the setting was chosen by the first."""
+    error, random = 0.03, np.random.default_rng(5)
+    said, kept = [], []
+    for seed in range(24):
+        true: dict[tuple[float, ...], float] = {}
+
+        def noisy(setting: Mapping[str, Any], true: Any = true) -> tuple[float, float]:
+            forget, retain = falling(setting)
+            true[tuple(setting.values())] = retain
+            return forget, retain + random.normal(0, error)
+
+        trials = search(SPACE, noisy, sampler="frontier", seed=seed, count=12)
+        told = [
+            Told(one.params, one.value or 0.0, one.constraints, bound_errors={BOUND: error})
+            for one in trials
+        ]
+        first = min((one for one in told if one.is_feasible), key=lambda one: one.value)
+        chance = kept_again(SPACE, told, first.parameters)
+        assert chance is not None
+        said.append(chance)
+        kept.append(norm.sf(0.8, true[tuple(first.parameters.values())], error))
+    assert np.mean(said) == pytest.approx(np.mean(kept), abs=0.1)
+    assert np.corrcoef(said, kept)[0, 1] > 0.5
+    exact = [Told(one.parameters, one.value, one.missed) for one in told]
+    assert kept_again(SPACE, exact, first.parameters) is None, "no error is known"
+    assert kept_again(SPACE, told[:4], told[0].parameters) is None
