@@ -43,7 +43,7 @@ from surfaces import FAILURE, LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum
 from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR
 from lunar_tune.display import build_progress
-from lunar_tune.driver.samplers import SAMPLERS, sampler_at
+from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
 from lunar_tune.driver.stopping import GAIN, Outlook
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
@@ -61,12 +61,70 @@ MOST = 60  # trials of a search that ends by itself
 def _botorch(seed: int) -> optuna.samplers.BaseSampler:
     from optuna_integration import BoTorchSampler
 
-    sampler: optuna.samplers.BaseSampler = BoTorchSampler(seed=seed, n_startup_trials=8)
-    return sampler
+    made: optuna.samplers.BaseSampler = BoTorchSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+    return made
+
+
+class AxSampler(optuna.samplers.BaseSampler):
+    """Ax's own choice of a BoTorch model, with outcome constraints, after as many random trials."""
+
+    def __init__(self, seed: int) -> None:
+        from ax.api.client import Client
+
+        self._client = Client(random_seed=seed)
+        self._random = optuna.samplers.RandomSampler(seed)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, _: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the parameters of earlier trials, as soon as there are enough."""
+        told = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        return {} if len(told) < STARTUP_TRIALS else dict(told[0].distributions)
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """Tell Ax every trial, running ones without scores, and ask it for one."""
+        from ax.api.configs import RangeParameterConfig
+
+        searched = {name: kind for name, kind in search_space.items() if not kind.single()}
+        kinds: list[Any] = [
+            RangeParameterConfig(
+                name=name,
+                bounds=(kind.low, kind.high),
+                parameter_type="int" if isinstance(kind, IntDistribution) else "float",
+                scaling="log" if kind.log else "linear",
+            )
+            for name, kind in searched.items()
+            if isinstance(kind, IntDistribution | FloatDistribution)
+        ]
+        client = self._client
+        client.configure_experiment(parameters=kinds)
+        client.configure_optimization(objective="-forget", outcome_constraints=["missed <= 0"])
+        client.configure_generation_strategy(
+            method="fast", initialization_budget=0, initialize_with_center=False
+        )
+        for one in study.get_trials(deepcopy=False):
+            if one.number == trial.number or not searched.keys() <= one.params.keys():
+                continue
+            number = client.attach_trial({name: one.params[name] for name in searched})
+            if one.state == optuna.trial.TrialState.COMPLETE and one.value is not None:
+                missed = max(one.constraints.values())
+                client.complete_trial(number, raw_data={"forget": one.value, "missed": missed})
+        (found,) = client.get_next_trials(max_trials=1).values()
+        return dict(found)
+
+    def sample_independent(self, *about: Any) -> Any:
+        """Return a random value."""
+        return self._random.sample_independent(*about)
 
 
 RIVALS: Mapping[str, tuple[str, Callable[[int], optuna.samplers.BaseSampler]]] = {
     "botorch": ("optuna-integration botorch", _botorch),
+    "ax": ("ax-platform", AxSampler),
 }
 """Samplers that the project does not ship: what to install, and how to make one of a seed."""
 

@@ -9,7 +9,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.report.results import SearchResults
@@ -24,7 +29,11 @@ LONG = TAGS | {
     "data": "my_contracts_of_2024",
     "forget_edge": "author_1,author_2,author_3,author_4,author_5,author_17",
 }
-RATES = {"learning_rate": FloatDistribution(1e-5, 1.0, log=True)}
+RATES = {
+    "layer": IntDistribution(8, 12),
+    "coefficient": FloatDistribution(0.5, 6.0),
+    "learning_rate": FloatDistribution(1e-5, 1.0, log=True),
+}
 GOAL = Goal.read("forget_rouge1", ["retain_rouge1>=0.8"])
 PRIOR = {
     "best": 3,

@@ -121,9 +121,11 @@ class SearchLoop:
         late = time.monotonic() > self._deadline
         may_start = self._started < self.config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
-            told = self.study.told
-            if self.config.stop != AUTO or not self._outlook.is_enough(told):
-                number, parameters = self.study.ask(at_second=self._outlook.is_settled(told))
+            since, told, outlook = time.perf_counter(), self.study.told, self._outlook
+            if self.config.stop != AUTO or not outlook.is_enough(told):
+                number, parameters = self.study.ask(
+                    at_second=outlook.is_settled(told), outlook=outlook.before(told), since=since
+                )
                 self._started += 1
                 return Task(kind=TRIAL, number=number, parameters=parameters)
         if self._running:

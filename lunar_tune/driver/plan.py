@@ -104,7 +104,8 @@ class SearchPlan:
             layers = f"{described(self.space.parameters[LAYER])}, to be narrowed by s1 - s2"
             layers += f" ({AUTO}, coefficient {coefficient:g})"
         budget, bounded = f"{spec.max_new_tokens} tokens", ""
-        trials = f"{config.num_trials}, sampler {config.sampler}"
+        most = "at most " if config.stop == AUTO else ""
+        trials = f"{most}{config.num_trials}, sampler {config.sampler}"
         if spec.max_new_tokens is None:
             budget = f"twice the longest true answer's tokens (at least {LEAST_BUDGET})"
             if any(VERDICTS in METRICS[name].needs for name in spec.metrics):

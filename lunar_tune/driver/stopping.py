@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,15 @@ IN_ROW: Final = 3  # trials that have to say so, one after the other
 LEAST: Final = 5  # trials, of which something is believed
 
 
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What the trials so far say of all others."""
+
+    chance: float  # that one gains
+    least: float
+    """Of the objective, feasible, in the whole space: it is higher with 95 % probability."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
     """What more trials of a search would bring."""
@@ -26,7 +36,7 @@ class Outlook:
     goal: Goal
     space: Mapping[str, BaseDistribution]
     seed: int
-    _known: dict[tuple[Metric, int], float] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Metric, int], Prospect] = field(default_factory=dict, repr=False)
 
     def is_enough(self, told: Sequence[Told]) -> bool:
         """Say whether little is to gain by either line of the goal."""
@@ -55,19 +65,25 @@ class Outlook:
         By functions drawn together from what is believed, so that the chances of neighbouring
         settings are not added up.
         """
-        return self._chance(self.goal.objective, told)
+        return self._prospect(self.goal.objective, told).chance
+
+    def before(self, told: Sequence[Told]) -> dict[str, float] | None:
+        """Return what is kept of it with the trial that follows; None where too little is known."""
+        if len(told) < LEAST:
+            return None
+        return dataclasses.asdict(self._prospect(self.goal.objective, told))
 
     def second_chance(self, told: Sequence[Told]) -> float:
         """Return the same by the second line of the goal; 0 where that has nothing to improve."""
         if not any(one.is_feasible and one.second is not None for one in told):
             return 0.0
-        return self._chance(self.goal.then, at_second(told))
+        return self._prospect(self.goal.then, at_second(told)).chance
 
     def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
         last = [told[: len(told) - less] for less in range(IN_ROW)]
         return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
 
-    def _chance(self, metric: Metric, told: Sequence[Told]) -> float:
+    def _prospect(self, metric: Metric, told: Sequence[Told]) -> Prospect:
         if (metric, len(told)) not in self._known:
             from threadpoolctl import threadpool_limits
 
@@ -76,9 +92,10 @@ class Outlook:
             random = np.random.default_rng([self.seed, len(told)])
             with threadpool_limits(1):
                 belief = Belief(Lattice.of(self.space), told, random)
-                least = belief.least_drawn(metric.least)
-            found = np.mean(least < belief.best - gain(metric, told))
-            self._known[metric, len(told)] = float(found)
+                drawn = belief.least_drawn(metric.least)
+            chance = float(np.mean(drawn < belief.best - gain(metric, told)))
+            least = np.quantile(np.minimum(drawn, belief.best), LITTLE, method="lower")
+            self._known[metric, len(told)] = Prospect(chance, float(least))
         return self._known[metric, len(told)]
 
 

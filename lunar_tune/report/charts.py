@@ -12,7 +12,7 @@ import altair as alt
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import METRICS, in_words, score_label
 from lunar_tune.metrics.means import errors_of
-from lunar_tune.report import marks, parameter_charts
+from lunar_tune.report import belief_chart, marks, parameter_charts
 from lunar_tune.study.rows import FAILED, TrialRow, best_so_far, is_number
 from lunar_tune.study.stored_search import StoredSearch
 
@@ -125,22 +125,30 @@ def pareto_front(
 
 
 def history(search: StoredSearch) -> alt.ConcatChart:
-    """Draw the objective of every trial and the best feasible one so far, over trials and time."""
+    """Draw the objective of every trial and the best feasible one so far, over trials and time.
+
+    Shaded is where the best of the whole space lies by what was known before each trial.
+    """
     score = search.goal.shown[0]
     rows = _completed(search, "course of the search", score)
     y = marks.score_axis(alt.Y, score)
     best = marks.Mark("best feasible so far", marks.GREEN, marks.LINE)
+    enough = marks.Mark("enough: little more is to gain", marks.INK, marks.DASHES)
 
     def panel(x: alt.X, places: Mapping[int, float]) -> list[marks.Layer]:
         ordered = sorted((r for r in rows if r.number in places), key=lambda r: places[r.number])
         steps = [(places[row.number], one.scores[score]) for row, one in best_so_far(ordered)]
+        likely = _likely(search, ordered, places, x, y)
 
         def at(row: TrialRow) -> dict[str, float]:
             return {"x": places[row.number], "y": row.scores[score]}
 
         trials = marks.trial_points(search, ordered, at, x=x, y=y)
         found = marks.line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
-        return [trials, *([found] if steps else ())]
+        drawn = [*likely, trials, *([found] if steps else ())]
+        if ordered and (search.study.notes.get("outlook") or {}).get("enough"):
+            drawn.append(marks.rule(enough, places[ordered[-1].number], x))
+        return drawn
 
     trials = marks.scale("linear", domain=[0, max(len(search.rows) - 1, 1)], padding=10)
     whole = alt.Axis(tickMinStep=1, format="d")
@@ -157,6 +165,28 @@ def history(search: StoredSearch) -> alt.ConcatChart:
         span = marks.scale("linear", domain=[0, max(times.values()) * 1.03 or 1.0])
         panels.append(panel(alt.X("x:Q", title=title, scale=span), times))
     return marks.frame(search.title, panels, width=300, height=250, columns=2)
+
+
+def _likely(
+    search: StoredSearch,
+    ordered: Sequence[TrialRow],
+    places: Mapping[int, float],
+    x: alt.X,
+    y: alt.Y,
+) -> list[marks.Layer]:
+    """Return the shade from the best so far to the least objective that is likely; or nothing."""
+    sign = 1 if search.goal.objective.lower_is_better else -1
+    band = [
+        {
+            "x": places[row.number],
+            "y": sign * best.reached,
+            "y2": sign * min(best.reached, row.outlook["least"]),
+        }
+        for row, best in best_so_far(ordered)
+        if row.outlook
+    ]
+    mark = marks.Mark("best of the space, 95 % likely", marks.GREEN, "square")
+    return [marks.band(mark, band, x, y)] if len(band) > 1 else []
 
 
 def _times(search: StoredSearch, rows: Sequence[TrialRow]) -> tuple[str, dict[int, float]]:
@@ -213,6 +243,7 @@ CHARTS: Mapping[Callable[..., alt.ConcatChart], str] = {
     trade_off: "what is forgotten against what is kept",
     history: "best feasible so far, over trials and time",
     parameter_charts.layer_coefficient: "layer and coefficient",
+    belief_chart.beliefs: "what the trials say of layers and coefficients that were not tried",
     parameter_charts.sensitivity: "sensitivity to the learning rate or its counterpart",
     parameter_charts.parameters: "the objective over each parameter",
     parameter_charts.importance: "importance of the parameters",

@@ -28,11 +28,12 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 INK, BLUE, VERMILION, GREEN, ORANGE = "#222222", "#0072B2", "#D55E00", "#009E73", "#E69F00"
 REGION = "#9CC4DE"  # drawn half transparent
+ON_DARK: dict[str, Any] = {"stroke": alt.value("white"), "strokeWidth": alt.value(1.2)}
 OUTLINED: dict[str, Any] = {"stroke": alt.value(INK), "strokeWidth": alt.value(0.8)}
 STAR = "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z"
 LINE = "M-1.4,-.2H1.4V.2H-1.4Z"
 _CROSS = "M-1,-.7L-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0Z"
-_DASHES = "M-1.4,-.15H-.6V.15H-1.4ZM-.4,-.15H.4V.15H-.4ZM.6,-.15H1.4V.15H.6Z"
+DASHES = "M-1.4,-.15H-.6V.15H-1.4ZM-.4,-.15H.4V.15H-.4ZM.6,-.15H1.4V.15H.6Z"
 _PLUS = "M-1,-.12H-.12V-1H.12V-.12H1V.12H.12V1H-.12V.12H-1Z"
 _UNITS = {
     "rouge1": "recall",
@@ -85,10 +86,21 @@ def shade(mark: Mark, values: Sequence[Mapping[str, Any]], **encodings: Any) -> 
     return Layer(chart=chart.encode(**encodings), marks=[mark])
 
 
+def cells(values: Sequence[Mapping[str, Any]], **encodings: Any) -> Layer:
+    """Return rectangles side by side, each with a colour of its own."""
+    return Layer(chart=_data(values).mark_rect().encode(**encodings))
+
+
+def band(mark: Mark, values: Sequence[Mapping[str, float]], x: alt.X, y: alt.Y) -> Layer:
+    """Return the area between `y` and `y2` along `x`."""
+    chart = _data(values).mark_area(color=mark.colour, opacity=0.2, interpolate="step-after")
+    return Layer(chart=chart.encode(x=x, y=y, y2="y2"), marks=[mark])
+
+
 def rule(mark: Mark, value: float, axis: alt.X | alt.Y) -> Layer:
     """Return a line across the chart at a value of an axis, dashed if its entry is."""
     chart = _data([{type(axis).__name__.lower(): value}])
-    dash = [5, 3] if mark.shape == _DASHES else [1, 0]
+    dash = [5, 3] if mark.shape == DASHES else [1, 0]
     return Layer(chart=chart.mark_rule(color=INK, strokeDash=dash).encode(axis), marks=[mark])
 
 
@@ -178,7 +190,7 @@ def best_mark(row: TrialRow, how: str) -> Mark:
 def bounds(search: StoredSearch, metric: str, axis: alt.X | alt.Y) -> list[Layer]:
     """Return a line at each bound of a score along its axis."""
     return [
-        rule(Mark(f"constraint: {in_words([one])}", INK, _DASHES), one.bound, axis)
+        rule(Mark(f"constraint: {in_words([one])}", INK, DASHES), one.bound, axis)
         for one in search.goal.constraints
         if one.metric == metric
     ]

@@ -22,7 +22,7 @@ _NEAR = 0.05  # of a score's range
 
 def layer_coefficient(search: StoredSearch) -> alt.ConcatChart:
     """Draw the map of layer and coefficient: a panel for each of the two scores."""
-    rows = _mapped_rows(search)
+    rows = mapped_rows(search)
     columns: dict[int, list[int]] = defaultdict(list)
     for row in rows:
         columns[row.parameters["layer"]].append(row.number)
@@ -71,7 +71,7 @@ def layer_coefficient(search: StoredSearch) -> alt.ConcatChart:
     return resolved
 
 
-def _mapped_rows(search: StoredSearch) -> list[TrialRow]:
+def mapped_rows(search: StoredSearch) -> list[TrialRow]:
     """Return the completed trials, each with one place on the map."""
     rows = marks.completed(search)
     for name in ("layer", "coefficient"):

@@ -104,7 +104,8 @@ class SearchResults(Summary, StoredSearch):
         if chance is None:
             return None
         asked = in_words(self.goal.constraints)
-        return f"on as many new questions of the same kind it keeps {asked}: {chance:.0%} likely"
+        likely = _in_percent(chance)
+        return f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
 
     @property
     def equals(self) -> str | None:
@@ -281,7 +282,9 @@ def template(name: str) -> Template:
 
 
 def _in_percent(chance: float) -> str:
-    return "less than 1%" if chance < 0.01 else f"{chance:.0%}"
+    if chance < 0.01:
+        return "less than 1%"
+    return "more than 99%" if chance > 0.99 else f"{chance:.0%}"
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> Markup:

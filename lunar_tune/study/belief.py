@@ -176,15 +176,28 @@ class Belief:
         """Return objectives on the scale on which they are modelled: small ones far apart."""
         return np.log(np.maximum((values - self._low) / self._range + FLOOR, TINY))
 
+    def at(self, settings: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return the objective's median and the probability that all is kept, `[2, settings]`.
+
+        While nothing runs.
+        """
+        places = self.lattice.coordinates(settings)
+        mean = self._objective.at(places)[0][:, 0]
+        kept = np.exp(self._possible(places)[:, 0])
+        return np.stack([(np.exp(mean) - FLOOR) * self._range + self._low, kept])
+
     def objective(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and standard deviation of the warped objective `[settings, guesses]`."""
         return self._objective.at(self.settings)
 
     def possible(self) -> NDArray[np.float64]:
         """Return the logarithm of the probability that all is kept, `[settings, guesses]`."""
-        total = np.zeros((len(self.settings), self._objective.guesses))
+        return self._possible(self.settings)
+
+    def _possible(self, places: Coordinates) -> NDArray[np.float64]:
+        total = np.zeros((len(places), self._objective.guesses))
         for limit in self._limits:
-            amount, unsure = limit.at(self.settings)
+            amount, unsure = limit.at(places)
             total += norm.logcdf(-amount / unsure)
         return total
 

@@ -54,6 +54,8 @@ class TrialRow(Concise):
     checks: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
     """Periodic evaluations: `epochs`, `forget_rouge1`, `retain_rouge1` of samples."""
     answers_digest: str | None = field(default=None, repr=False)
+    outlook: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """What was believed before it: the `chance` of a gain, and the `least` objective likely."""
     started: datetime | None = None
     ended: datetime | None = None
     """In local time: when it was asked for, and when its result was told."""

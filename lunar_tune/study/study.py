@@ -181,9 +181,19 @@ class Study:
         """Keep a fact of the search itself, as plain values for JSON."""
         self._study.set_user_attr(key, value)
 
-    def ask(self, *, at_second: bool = False) -> tuple[int, dict[str, Any]]:
-        """Return the next trial's number and parameters, chosen by a line of the goal."""
-        start = time.perf_counter()
+    def ask(
+        self,
+        *,
+        at_second: bool = False,
+        outlook: Mapping[str, float] | None = None,
+        since: float | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Return the next trial's number and parameters, chosen by a line of the goal.
+
+        `outlook` is kept with it: what was believed before. `since` is when choosing it began, by
+        `time.perf_counter`.
+        """
+        start = time.perf_counter() if since is None else since
         if at_second is not self._study.user_attrs.get(AT_SECOND, False):
             self.note(AT_SECOND, at_second)
         trials = self._study.get_trials(deepcopy=False)
@@ -192,6 +202,8 @@ class Study:
         trial = self._study.ask(self.distributions)
         self._open[trial.number] = trial
         trial.set_user_attr("seconds_suggest", time.perf_counter() - start)
+        if outlook is not None:
+            trial.set_user_attr("outlook", dict(outlook))
         return trial.number, dict(trial.params)
 
     def complete(
@@ -383,6 +395,7 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
         again=trial.number in superseded or failure in {LEFT_RUNNING, INTERRUPTED},
         losses=tuple(attrs.get("losses", ())),
         checks=tuple(attrs.get("checks", ())),
+        outlook=attrs.get("outlook", {}),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
         **told,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from chart_specs import axis, drawn, forms, legend, panels, places, steps
 from invented_searches import IMPORTANCE, POINT, PRIOR, SEARCHES, results_with_best, trial
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 
 from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.report.belief_chart import beliefs
 from lunar_tune.report.charts import (
     CHARTS,
     charts_of,
@@ -208,6 +210,54 @@ def test_the_map_has_every_trial_apart_in_its_layers_column_with_its_score() -> 
         assert "beside each other" in axis(panel, "x")["title"][1]
         title = panel[0]["encoding"]["color"]["legend"]["title"]
         assert title == metric.replace("_rouge1", " ROUGE-1")
+
+
+def test_what_is_believed_of_settings_not_tried_is_near_what_they_would_score() -> None:
+    def scores(layer: float, coefficient: float) -> tuple[float, float]:
+        return math.exp(-coefficient * layer / 16), 1 - coefficient * layer / 160
+
+    draw = random.Random(1)
+    space = {"layer": IntDistribution(8, 12), "coefficient": FloatDistribution(0.5, 6.0)}
+    rows = []
+    for number in range(24):
+        setting = {"layer": draw.randint(8, 12), "coefficient": draw.uniform(0.5, 6.0)}
+        rows.append(trial(number, *scores(**setting), setting, GOAL))
+    search = results_with_best(rows, distributions=space)
+    objective, kept = panels(beliefs(search))
+    for panel in (objective, kept):
+        (cells,) = forms(panel, "rect")
+        assert len(cells["values"]) == 5 * 24
+        assert [cells["values"][0]["y"], cells["values"][-1]["y2"]] == [0.5, 6.0]
+        trials = [one for layer in panel for one in layer["values"] if "trial" in one]
+        assert [(one["x"], one["y"]) for one in trials] == [
+            tuple(row.parameters.values()) for row in rows
+        ]
+    for one in forms(objective, "rect")[0]["values"]:
+        forget, _ = scores(one["x"], (one["y"] + one["y2"]) / 2)
+        assert one["score"] == pytest.approx(forget, abs=0.05)
+    for one in forms(kept, "rect")[0]["values"]:
+        _, retain = scores(one["x"], (one["y"] + one["y2"]) / 2)
+        if abs(retain - 0.8) > 0.02:
+            assert one["score"] == pytest.approx(float(retain >= 0.8), abs=0.3)
+    with pytest.raises(InputError, match="it takes 5 completed trials"):
+        beliefs(results_with_best(rows[:4], distributions=space))
+
+
+def test_the_history_shades_where_the_best_of_the_space_is_and_marks_when_it_is_enough() -> None:
+    rows = [trial(n, 0.9 - n / 10, 0.9, POINT, GOAL) for n in range(4)]
+    least = (None, 0.3, 0.65, 0.55)  # before the third trial less than that one reached
+    rows = [
+        dataclasses.replace(row, outlook={} if one is None else {"chance": 0.5, "least": one})
+        for row, one in zip(rows, least, strict=True)
+    ]
+    by_number, _ = panels(history(results_with_best(rows, outlook={"enough": True})))
+    (shade,) = forms(by_number, "area")
+    seen = [tuple(round(one[name], 9) for name in ("x", "y", "y2")) for one in shade["values"]]
+    assert seen == [(1, 0.8, 0.3), (2, 0.7, 0.65), (3, 0.6, 0.55)]
+    (stop,) = forms(by_number, "rule")
+    assert stop["values"] == [{"x": 3}]
+    (by_number, _) = panels(history(results_with_best(rows, outlook={"enough": False})))
+    assert not forms(by_number, "rule")
 
 
 def test_there_is_no_map_where_layer_and_coefficient_were_not_searched() -> None:
