@@ -271,6 +271,7 @@ def rows_of(
     subject: Subject,
     samplers: Sequence[str],
     *,
+    at_once: Sequence[int],
     seeds: int,
     processes: int,
     known: Sequence[Row],
@@ -279,22 +280,22 @@ def rows_of(
     """Yield a row for each sampler and number of trials at once; what is known is not run."""
     optimum = subject.surface.least(subject.floor, subject.goal)
     rows = {(row.sampler, row.at_once): row for row in known}
-    ways = [*product(samplers, AT_ONCE)]
+    ways = [*product(samplers, at_once)]
     # Of a process that knows nothing of this one's threads.
     context = multiprocessing.get_context("spawn")
     with build_progress(console) as bar, ProcessPoolExecutor(processes, context) as pool:
         task = bar.add_task("replaying", total=len(ways) * seeds, note="")
-        for name, at_once in ways:
-            if (name, at_once) in rows:
-                yield rows[name, at_once]
+        for name, count in ways:
+            if (name, count) in rows:
+                yield rows[name, count]
                 continue
             replays = []
-            ask = partial(replay_alone, subject, name, at_once)
+            ask = partial(replay_alone, subject, name, count)
             for told in pool.map(ask, range(seeds)):
                 replays.append(told)
-                bar.update(task, advance=1, note=f"{name}, {at_once} at once")
+                bar.update(task, advance=1, note=f"{name}, {count} at once")
             seconds = pool.submit(seconds_of, subject, name).result()
-            yield row_of(name, at_once, replays, optimum, seconds)
+            yield row_of(name, count, replays, optimum, seconds)
 
 
 def replay_alone(subject: Subject, name: str, at_once: int, seed: int) -> list[float]:
@@ -406,6 +407,7 @@ def bench(
     *,
     grid: Annotated[list[Path] | None, cyclopts.Parameter(consume_multiple=True)] = None,
     samplers: str = ",".join(SAMPLERS),
+    at_once: str = ",".join(map(str, AT_ONCE)),
     seeds: PositiveInt = 50,
     retain_floor: float = RETAIN_FLOOR,
     processes: PositiveInt = 2,
@@ -417,6 +419,7 @@ def bench(
     Args:
         grid: Files. Default: those in docs/surfaces that are whole.
         samplers: With commas between.
+        at_once: Trials that are proposed before one of them is told, likewise.
         seeds: Replays of each.
         retain_floor: Least retain ROUGE-1.
         processes: That replay at the same time.
@@ -452,6 +455,7 @@ def bench(
         rows = rows_of(
             subject,
             names,
+            at_once=[*map(int, at_once.split(","))],
             seeds=seeds,
             processes=processes,
             known=known,

@@ -18,6 +18,9 @@ GAIN: Final = 0.01  # of a metric's range; what is less is none
 LITTLE: Final = 0.05  # chance of a gain at which a search knows enough
 IN_ROW: Final = 3  # trials that have to say so, one after the other
 LEAST: Final = 5  # trials, of which something is believed
+LEAST_MISSES: Final = 18
+"""Trials of which none is feasible, before it is said that little is to gain: by Laplace's rule of
+succession the next one is with a probability of 1 / (n + 2), whatever the models believe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Outlook:
 
     def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
         last = [told[: len(told) - less] for less in range(IN_ROW)]
-        return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
+        least = LEAST if any(one.is_feasible for one in told) else LEAST_MISSES
+        return len(last[-1]) >= least and all(chance(one) <= LITTLE for one in last)
 
     def _prospect(self, metric: Metric, told: Sequence[Told]) -> Prospect:
         if (metric, len(told)) not in self._known:

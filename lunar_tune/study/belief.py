@@ -37,7 +37,7 @@ MOST_SETTINGS: Final = 20_000  # of a lattice; with 10,000 a suggestion takes .1
 GUESSES: Final = 32  # of what running trials will tell
 DRAWS, LIKELIEST = 256, 600  # of what may be true, of so many settings
 TINY: Final = 1e-9
-LEAST_SPREAD: Final = 0.02  # of scores
+LEAST_SPREAD, UNKNOWN_SPREAD = 0.02, 0.3  # of scores; where they hardly differ the second
 # Least and largest length scale, in ranges of a parameter, and in blocks.
 SMOOTH_BLOCKS, SMOOTH_STRENGTH, SMOOTH = (0.08, 0.5), (0.15, 1.5), (0.3, 3.0)
 OWN_BLOCKS: Final = 0.7
@@ -128,6 +128,12 @@ def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return thinned
 
 
+def spread_of(values: NDArray[np.float64]) -> float:
+    """Return a standard deviation; what hardly differs does not say how much it may."""
+    spread = float(values.std())
+    return spread if spread > LEAST_SPREAD else UNKNOWN_SPREAD
+
+
 def strength_of(names: Any) -> str | None:
     """Return which of some parameters is the strength, if any."""
     return next((name for name in STRENGTHS if name in names), None)
@@ -149,7 +155,7 @@ class Belief:
         values = np.array([one.value for one in told], dtype=float)
         self.best = min((one.value for one in told if one.is_feasible), default=math.inf)
         self._low = values.min()
-        self._range = max(float(values.max() - self._low), TINY)
+        self._range = float(values.max() - self._low) or max(abs(self._low), TINY)
         open_now = lattice.coordinates(running)
         names = [*told[0].missed]
         missed = np.array([[one.missed.get(name, 0.0) for name in names] for one in told])
@@ -223,7 +229,7 @@ class Belief:
         return least
 
     def _modelled(self, values: NDArray[np.float64], running: Coordinates) -> Model:
-        middle, spread = values.mean(), max(float(values.std()), LEAST_SPREAD)
+        middle, spread = values.mean(), spread_of(values)
         scaled = (values - middle) / spread
         noise = WhiteKernel(1e-3, (1e-5, 3e-2))
         process = GaussianProcessRegressor(_smooth(self.lattice) + noise, alpha=1e-8)
@@ -252,7 +258,7 @@ def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
     known, chance = lattice.coordinates([each.parameters for each in told]), 1.0
     for bound in one.missed:
         missed = np.array([each.missed.get(bound, 0.0) for each in told])
-        middle, spread = missed.mean(), max(float(missed.std()), LEAST_SPREAD)
+        middle, spread = missed.mean(), spread_of(missed)
         errors = np.array([each.bound_errors.get(bound, 0.0) for each in told])
         noise = np.maximum((errors / spread) ** 2, 1e-6)
         process = GaussianProcessRegressor(_smooth(lattice), alpha=noise)

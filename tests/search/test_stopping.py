@@ -80,6 +80,7 @@ def test_where_nothing_is_feasible_it_ends_with_the_chance_that_something_is() -
         return falling(setting)[0], 0.7 - 0.1 * setting["coefficient"] - 0.01 * setting["layer"]
 
     count, told, outlook = ended(SPACE, never, 0)
+    assert count == 20, "few misses say nothing"
     note = outlook.note(told[:count])
     assert note is not None
     assert note["enough"]
@@ -95,6 +96,15 @@ def test_nothing_is_below_the_least_score_and_a_list_that_was_tried_holds_nothin
     some = [Told({"layer": one}, 0.9 - 0.05 * one, {BOUND: -0.1}) for one in range(9)]
     assert Outlook(goal=GOAL, space=blocks, seed=0).chance(some[:7]) > 0.05
     assert Outlook(goal=GOAL, space=blocks, seed=0).chance(some) == 0
+
+
+def test_what_never_changed_does_not_say_that_nothing_would() -> None:
+    """Nothing was forgotten yet, or nothing kept."""
+    settings = [{"layer": layer, "coefficient": 0.6, "ridge": 0.1} for layer in range(12)]
+    outlook = Outlook(goal=GOAL, space=SPACE, seed=0)
+    assert outlook.chance([Told(one, 1.0, {BOUND: -0.2}) for one in settings]) > 0.5
+    outlook = Outlook(goal=GOAL, space=SPACE, seed=0)
+    assert outlook.chance([Told(one, 0.0, {BOUND: 0.3}) for one in settings]) > 0.05
 
 
 def test_a_gain_is_a_hundredth_of_what_a_score_can_be_or_of_what_it_was() -> None:
