@@ -124,7 +124,7 @@ class SearchLoop:
             since, told, outlook = time.perf_counter(), self.study.told, self._outlook
             if self.config.stop != AUTO or not outlook.is_enough(told):
                 number, parameters = self.study.ask(
-                    at_second=outlook.is_settled(told), outlook=outlook.before(told), since=since
+                    at_second=outlook.is_at_second(told), outlook=outlook.before(told), since=since
                 )
                 self._started += 1
                 return Task(kind=TRIAL, number=number, parameters=parameters)

@@ -49,6 +49,10 @@ class Outlook:
         """Say whether little is to gain by the first line of the goal."""
         return self._says_little(told, self.chance)
 
+    def is_at_second(self, told: Sequence[Told]) -> bool:
+        """Say whether the next trial is for the second line: the first one is settled, and met."""
+        return self.is_settled(told) and _has_second(told)
+
     def note(self, told: Sequence[Told]) -> dict[str, Any] | None:
         """Return what is to be kept of it as plain values; None where too little is known."""
         if len(told) < LEAST:
@@ -78,7 +82,7 @@ class Outlook:
 
     def second_chance(self, told: Sequence[Told]) -> float:
         """Return the same by the second line of the goal; 0 where that has nothing to improve."""
-        if not any(one.is_feasible and one.second is not None for one in told):
+        if not _has_second(told):
             return 0.0
         return self._prospect(self.goal.then, at_second(told)).chance
 
@@ -93,14 +97,21 @@ class Outlook:
 
             from lunar_tune.study.belief import Belief, Lattice  # loads scikit-learn
 
+            lattice = Lattice.of(self.space)
+            if not lattice.names:  # there is one setting, and it was tried
+                return Prospect(0.0, min(one.value for one in told))
             random = np.random.default_rng([self.seed, len(told)])
             with threadpool_limits(1):
-                belief = Belief(Lattice.of(self.space), told, random)
+                belief = Belief(lattice, told, random)
                 drawn = belief.least_drawn(metric.least)
             chance = float(np.mean(drawn < belief.best - gain(metric, told)))
             least = np.quantile(np.minimum(drawn, belief.best), LITTLE, method="lower")
             self._known[metric, len(told)] = Prospect(chance, float(least))
         return self._known[metric, len(told)]
+
+
+def _has_second(told: Sequence[Told]) -> bool:
+    return any(one.is_feasible and one.second is not None for one in told)
 
 
 def kept_again(
@@ -117,8 +128,11 @@ def kept_again(
 
     from lunar_tune.study.belief import Lattice, chance_kept
 
+    lattice = Lattice.of(space)
+    if not lattice.names:
+        return None
     with threadpool_limits(1):
-        return chance_kept(Lattice.of(space), told, one)
+        return chance_kept(lattice, told, one)
 
 
 def gain(metric: Metric, told: Sequence[Told]) -> float:

@@ -14,6 +14,8 @@ from test_loop import Heard
 from test_study import study_in
 from tracked_searches import SPACE as WHOLE_SPACE
 
+from lunar_tune.driver.stopping import Outlook, kept_again
+from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import TrialRow, alike, best_first, best_so_far
 from lunar_tune.study.study import EQUAL, Study, Told, at_second
 from lunar_tune.trial.tasks import CONFIRMATION, Outcome
@@ -69,6 +71,7 @@ def test_at_the_second_line_the_first_is_a_bound() -> None:
     assert aimed[3].missed == {"retain": 0.80, EQUAL: pytest.approx(0.9 - 0.03)}
 
 
+GOAL = Goal.read("forget_rouge1", [])
 SPACE = dataclasses.replace(
     WHOLE_SPACE,
     parameters={"layer": IntDistribution(0, 7), "coefficient": FloatDistribution(0.5, 6.0)},
@@ -106,3 +109,25 @@ def test_once_nothing_is_left_to_forget_a_search_looks_for_what_keeps_most(
     first = next(one.number for one in rows if one.objective == 0)
     assert first + 3 < len(rows) < 40
     assert heard.study.stored.notes["outlook"]["enough"]
+
+
+def test_the_second_line_waits_for_something_feasible_and_known() -> None:
+    """Journals of earlier versions have not kept it; a setting that misses has no equals."""
+    for miss, second in ((0.5, -0.3), (-0.1, None)):
+        told = [
+            Told({"layer": n % 8, "coefficient": 0.6 + n / 5}, 0.0, {"b": miss}, second=second)
+            for n in range(24)
+        ]
+        outlook = Outlook(goal=GOAL, space=SPACE.parameters, seed=0)
+        assert not outlook.is_at_second(told)
+        assert outlook.second_chance(told) == 0
+
+
+def test_one_setting_alone_leaves_nothing_to_gain() -> None:
+    fixed = {"layer": IntDistribution(3, 3), "coefficient": FloatDistribution(2.0, 2.0)}
+    told = [Told({"layer": 3, "coefficient": 2.0}, 0.5, {"b": -0.1}, second=-0.9)] * 7
+    outlook = Outlook(goal=GOAL, space=fixed, seed=0)
+    assert outlook.is_enough(told)
+    assert outlook.before(told) == {"chance": 0.0, "least": 0.5}
+    known = [dataclasses.replace(one, bound_errors={"b": 0.1}) for one in told]
+    assert kept_again(fixed, known, known[0].parameters) is None
