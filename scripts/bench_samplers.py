@@ -5,8 +5,8 @@ docs/surfaces), from the files alone; samplers replayed on each with many seeds,
 trials at a time, without starting points, over the ranges of the file's axes. A replayed trial gets
 the scores that lie between its neighbours, and the constraint as a search sets it. The regret is
 the best feasible forget ROUGE-1 so far less the optimum, which is looked for between settings, too.
-A trial costs 1, whatever its seconds. With --stops, one at a time: when a search would end by
-itself, whether what it says then is true, and what it missed.
+A trial costs 1, whatever its seconds. With --stops, one at a time: when a search ends by itself
+for the first line of its goal, whether what it says is true, and what it missed.
 Does not cover: Ray, the journal file (replays keep their study in memory).
 
     scripts/bench_samplers.py --json FILE            # what FILE has already is not run again
@@ -35,6 +35,7 @@ import cyclopts
 import numpy as np
 import optuna
 from cyclopts.types import PositiveInt
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
@@ -347,11 +348,18 @@ def print_stops(
                 name,
                 f"{np.median(counts):.0f}, {counts.min()}, {counts.max()}",
                 f"{len(regrets) / seeds:.0%}",
-                # To the second decimal, as it is said; then strictly.
-                f"{np.mean(regrets.round(2) <= GAIN):.0%}, strictly {np.mean(regrets <= GAIN):.0%}",
-                f"median {np.median(regrets):.3f}, most {regrets.max():.4f}",
+                *_ended(regrets),
             )
     console.print(table)
+
+
+def _ended(regrets: NDArray[np.float64]) -> tuple[str, str]:
+    if not len(regrets):
+        return "none", "none"
+    # To the second decimal, as it is said; then strictly.
+    true = np.mean(regrets.round(2) <= GAIN), np.mean(regrets <= GAIN)
+    spread = f"median {np.median(regrets):.3f}, most {regrets.max():.4f}"
+    return "{:.0%}, strictly {:.0%}".format(*true), spread
 
 
 def check_replayable(surface: Surface, floor: float) -> None:

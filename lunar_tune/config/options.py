@@ -184,7 +184,8 @@ BEST_FILTER = "tags.best = 'true'"  # of MLflow's list of runs: each search's co
 LONGEST_TIMEOUT = 1e8  # seconds, three years: what system clocks can add
 LONGEST_NAME = 120  # files named after it stay below the usual limit of 255
 RETAIN_FLOOR = 0.8
-RETAINING = f"retain_rouge1>={RETAIN_FLOOR}"  # the project's constraint
+RETAINED = "retain_rouge1"
+RETAINING = f"{RETAINED}>={RETAIN_FLOOR}"  # the project's constraint
 DECLINING = "forget_refused>=0.7"  # and where a model's own answers are redirected: docs/metrics.md
 SEARCH, PLACE, OUTPUT = "Search", "Resources and results", "Output"
 SUBJECT = "Subject"  # what a command is about
@@ -226,7 +227,7 @@ class SearchConfig(RunOptions):
     )
     """What a feasible trial keeps. Default: retain_rouge1>=0.8, with lunar on a model's own answers
     also forget_refused>=0.7."""
-    then: str = search_option("retain_rouge1", metavar="METRIC", decides=True)
+    then: str = search_option(RETAINED, metavar="METRIC", decides=True, before=RETAINED)
     """Second line of the goal: of settings whose objective cannot be told apart, equal within
     their standard errors, the best by this metric is the best."""
     space: str | None = search_option(None, common=True, place=True)

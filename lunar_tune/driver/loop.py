@@ -122,7 +122,8 @@ class SearchLoop:
         may_start = self._started < self.config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
             since, told, outlook = time.perf_counter(), self.study.told, self._outlook
-            if self.config.stop != AUTO or not outlook.is_enough(told):
+            goes_on = self.config.stop != AUTO or self.study.waits
+            if goes_on or not outlook.is_enough(told):
                 number, parameters = self.study.ask(
                     at_second=outlook.is_at_second(told), outlook=outlook.before(told), since=since
                 )

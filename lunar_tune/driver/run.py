@@ -21,6 +21,7 @@ from lunar_tune.driver.backends.cluster import opened_backend
 from lunar_tune.driver.persistence import (
     alone,
     check_unchanged,
+    has_enough,
     is_finished,
     resumed,
     signature_of,
@@ -95,6 +96,8 @@ def start_search(
         results = SearchResults.read(folder.path)
         have = sum(row.counts for row in results.rows)
         more = "a larger --num-trials" if have >= config.num_trials else "--stop never"
+        if have >= config.num_trials and has_enough(folder):
+            more += " and --stop never"
         said = f"{folder.name} is finished: {have} trials. Give {more} for more."
         console.print(said, markup=False, soft_wrap=True)
         print_result(console, results, folder=folder.path, commands={})

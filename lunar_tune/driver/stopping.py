@@ -18,9 +18,6 @@ GAIN: Final = 0.01  # of a metric's range; what is less is none
 LITTLE: Final = 0.05  # chance of a gain at which a search knows enough
 IN_ROW: Final = 3  # trials that have to say so, one after the other
 LEAST: Final = 5  # trials, of which something is believed
-LEAST_MISSES: Final = 18
-"""Trials of which none is feasible, before it is said that little is to gain: by Laplace's rule of
-succession the next one is with a probability of 1 / (n + 2), whatever the models believe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Outlook:
     goal: Goal
     space: Mapping[str, BaseDistribution]
     seed: int
-    _known: dict[tuple[Metric, int], Prospect] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Metric, tuple[Any, ...]], Prospect] = field(default_factory=dict, repr=False)
 
     def is_enough(self, told: Sequence[Told]) -> bool:
         """Say whether little is to gain by either line of the goal."""
@@ -57,12 +54,11 @@ class Outlook:
         """Return what is to be kept of it as plain values; None where too little is known."""
         if len(told) < LEAST:
             return None
-        settled = self.is_settled(told)
         return {
             "chance": self.chance(told),
             "gain": gain(self.goal.objective, told),
-            "settled": settled,
-            "second_chance": self.second_chance(told) if settled else None,
+            "settled": self.is_settled(told),
+            "second_chance": self.second_chance(told) if self.is_at_second(told) else None,
             "enough": self.is_enough(told),
         }
 
@@ -70,9 +66,11 @@ class Outlook:
         """Return the probability that a setting not tried gains; if none is feasible, that one is.
 
         By functions drawn together from what is believed, so that the chances of neighbouring
-        settings are not added up.
+        settings are not added up. Of n trials that all miss a bound it is 1 / (n + 2) at least, by
+        Laplace's rule of succession, whatever the models believe.
         """
-        return self._prospect(self.goal.objective, told).chance
+        least = 0.0 if any(one.is_feasible for one in told) else 1 / (len(told) + 2)
+        return max(least, self._prospect(self.goal.objective, told).chance)
 
     def before(self, told: Sequence[Told]) -> dict[str, float] | None:
         """Return what is kept of it with the trial that follows; None where too little is known."""
@@ -88,11 +86,11 @@ class Outlook:
 
     def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
         last = [told[: len(told) - less] for less in range(IN_ROW)]
-        least = LEAST if any(one.is_feasible for one in told) else LEAST_MISSES
-        return len(last[-1]) >= least and all(chance(one) <= LITTLE for one in last)
+        return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
 
     def _prospect(self, metric: Metric, told: Sequence[Told]) -> Prospect:
-        if (metric, len(told)) not in self._known:
+        key = metric, tuple((one.value, *one.parameters.values()) for one in told)
+        if key not in self._known:
             from threadpoolctl import threadpool_limits
 
             from lunar_tune.study.belief import Belief, Lattice  # loads scikit-learn
@@ -106,8 +104,8 @@ class Outlook:
                 drawn = belief.least_drawn(metric.least)
             chance = float(np.mean(drawn < belief.best - gain(metric, told)))
             least = np.quantile(np.minimum(drawn, belief.best), LITTLE, method="lower")
-            self._known[metric, len(told)] = Prospect(chance, float(least))
-        return self._known[metric, len(told)]
+            self._known[key] = Prospect(chance, float(least))
+        return self._known[key]
 
 
 def _has_second(told: Sequence[Told]) -> bool:
@@ -136,6 +134,7 @@ def kept_again(
 
 
 def gain(metric: Metric, told: Sequence[Told]) -> float:
-    """Return the least gain that counts; of a metric without ends by the values so far."""
-    extent, values = metric.high - metric.low, [one.value for one in told]
+    """Return the least gain that counts; of a metric without ends by what was feasible so far."""
+    extent = metric.high - metric.low
+    values = [one.value for one in told if one.is_feasible] or [one.value for one in told]
     return GAIN * (extent if math.isfinite(extent) else max(values) - min(values))

@@ -302,12 +302,13 @@ class Goal(Concise):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the scores that it takes, each once."""
-        return tuple(dict.fromkeys((*self._decisive, self.then.name)))
+        """Names of the scores that it takes, each once, but for the one that is always known."""
+        then = () if self.then.name == FLOORED else (self.then.name,)
+        return tuple(dict.fromkeys((*self.decisive, *then)))
 
     @property
-    def _decisive(self) -> tuple[str, ...]:
-        """Names of those without which no trial is the better one."""
+    def decisive(self) -> tuple[str, ...]:
+        """Names of the objective and of what is bounded."""
         return self.objective.name, *(one.metric for one in self.constraints)
 
     @property
@@ -326,7 +327,7 @@ class Goal(Concise):
     @property
     def stoppable_floor(self) -> float | None:
         """The floor at which a trial may be stopped: where all that counts is known then."""
-        return self.floor if set(self._decisive) <= KNOWN_AT_A_STOP else None
+        return self.floor if set(self.decisive) <= KNOWN_AT_A_STOP else None
 
     def __str__(self) -> str:
         best = "lowest" if self.objective.lower_is_better else "highest"

@@ -22,7 +22,7 @@ _LEAST = 5  # trials, of which something is believed
 def beliefs(search: StoredSearch) -> alt.ConcatChart:
     """Draw, over layer and coefficient, what objective is believed and how likely all is kept.
 
-    By the Gaussian processes that the default sampler has in the end, whatever sampler proposed.
+    By Gaussian processes as those of the default sampler, whatever sampler proposed.
     What else is searched has the best trial's value. The trials that lie there stand on it, by the
     score that they had, and by whether they are feasible.
     """
@@ -30,14 +30,14 @@ def beliefs(search: StoredSearch) -> alt.ConcatChart:
 
     from lunar_tune.study.belief import Belief, Lattice  # loads scikit-learn
 
-    rows, distributions = mapped_rows(search), search.study.distributions
-    lattice = Lattice.of(distributions)
+    distributions = search.study.distributions
+    rows = [row for row in mapped_rows(search) if distributions.keys() <= row.parameters.keys()]
     if len(rows) < _LEAST or not {LAYER, "coefficient"} <= search.study.ranges.keys():
         raise InputError(
             f"no picture of what is believed: it takes {_LEAST} completed trials of a search of "
             "layer and coefficient."
         )
-    goal = search.goal
+    goal, lattice = search.goal, Lattice.of(distributions)
     told = [Told(row.parameters, row.reached, goal.violations(row.scores)) for row in rows]
     first = next(iter(alike(rows)), rows[0])
     layers = lattice.axes[lattice.names.index(LAYER)]

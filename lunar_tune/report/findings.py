@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from lunar_tune.errors import InputError
@@ -176,23 +175,21 @@ def cautions(search: StoredSearch) -> list[str]:
 def _barely_kept(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say which bounds are kept by less than what other questions would change."""
     for one, margin in search.goal.barely_kept(best.scores).items():
-        # This score and that of other questions both scatter by the error.
-        missed = NormalDist(sigma=math.sqrt(2)).cdf(-margin)
         name, error = one.metric, errors_of(best.scores)[one.metric]
         safer = one.bound + (error if one.sense == ">=" else -error)
         bounds = _bounds(search.goal, f"{name}{one.sense}{safer:.3g}")
         advice = f" To keep it with a margin: {bounds}" if METRICS[name].may_be(safer) else ""
         yield (
             f"{score_label(name)} {shown_score(best.scores[name], error)} keeps the constraint of "
-            f"{one.bound:g} by {margin:.1f} standard errors: as many other questions of the "
-            f"same edges would miss it about {100 * missed:.0f} % of the time.{advice}"
+            f"{one.bound:g} by {margin:.1f} standard errors: other questions of the same edges "
+            f"may miss it.{advice}"
         )
 
 
 def _fallen(best: Findings, search: StoredSearch) -> Iterator[str]:
     """Say which scores that nothing bounds fell a lot; ROUGE-L falls with ROUGE-1."""
     before, after = best.baseline, best.scores
-    for name in sorted(before.keys() & after.keys() & set(METRICS) - {*search.goal.metrics}):
+    for name in sorted(before.keys() & after.keys() & set(METRICS) - {*search.goal.decisive}):
         metric, fall = METRICS[name], before[name] - after[name]
         kept = not metric.lower_is_better and (metric.low, metric.high) == (0, 1)
         if kept and metric.quantity != "rougeL" and fall > FALL:
@@ -245,7 +242,7 @@ def _still_likely(best: Findings, search: StoredSearch) -> Iterator[str]:
         [scores.get(f"forget_{what}", math.nan) for what in ("rouge1", "mrr")]
         for scores in (best.scores, best.baseline)
     )
-    is_bounded = "forget_mrr" in search.goal.metrics
+    is_bounded = "forget_mrr" in search.goal.decisive
     if said < known / 2 and rank > ranked * HIGH_RANK and not is_bounded:
         yield (
             f"the unlearned model does not say the answers to forget (ROUGE-1 {said:.3f}) and "

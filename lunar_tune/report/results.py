@@ -90,7 +90,7 @@ class SearchResults(Summary, StoredSearch):
         if not told["settled"]:
             return f"a setting that is {better} exists with a probability of {chance}"
         text = f"no setting of this space is likely to be {better} (probability {chance})"
-        if self.goal.then is self.goal.objective:
+        if self.goal.then is self.goal.objective or told["second_chance"] is None:
             return text
         chance, then = _in_percent(told["second_chance"]), score_label(self.goal.then.name)
         if told["enough"]:
@@ -116,7 +116,9 @@ class SearchResults(Summary, StoredSearch):
         listed = ", ".join(map(str, numbers[:_LISTED])) + (", …" if numbers[_LISTED:] else "")
         then = score_label(self.goal.then.name)
         text = f"{score_label(self.goal.objective.name)} does not tell trials {listed} apart"
-        return text + (f"; the first has the best {then}" if numbers[0] == self.best.number else "")
+        if numbers[0] == self.best.number and self.goal.then is not self.goal.objective:
+            text += f"; the first has the best {then}"
+        return text
 
     @property
     def compared(self) -> dict[str, Mapping[str, float]]:

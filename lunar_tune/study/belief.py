@@ -64,7 +64,9 @@ class Lattice:
             name: values_of(kind, STRENGTH_STEPS if name == strength else STEPS)
             for name, kind in searched.items()
         }
-        while math.prod(map(len, axes.values())) > MOST_SETTINGS:
+        while (
+            math.prod(map(len, axes.values())) > MOST_SETTINGS and max(map(len, axes.values())) > 2
+        ):
             # Every block stays as long as another parameter has values to spare.
             longest = max(
                 axes, key=lambda name: (name != LAYER and len(axes[name]) > 3, len(axes[name]))
@@ -128,6 +130,13 @@ def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return thinned
 
 
+def _tamed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return amounts, cut where they are beyond all others, as a broken model's perplexity."""
+    most = max(1.0, min(20 * float(np.median(np.abs(values))), 1e100))
+    tamed: NDArray[np.float64] = np.clip(values, -most, most)
+    return tamed
+
+
 def spread_of(values: NDArray[np.float64]) -> float:
     """Return a standard deviation; what hardly differs does not say how much it may."""
     spread = float(values.std())
@@ -153,6 +162,7 @@ class Belief:
         self.lattice, self._random = lattice, random
         self._known = lattice.coordinates([one.parameters for one in told])
         values = np.array([one.value for one in told], dtype=float)
+        values = values.min() + _tamed(values - values.min())
         self.best = min((one.value for one in told if one.is_feasible), default=math.inf)
         self._low = values.min()
         self._range = float(values.max() - self._low) or max(abs(self._low), TINY)
@@ -160,7 +170,7 @@ class Belief:
         names = [*told[0].missed]
         missed = np.array([[one.missed.get(name, 0.0) for name in names] for one in told])
         self._objective = self._modelled(self.warped(values), open_now)
-        self._limits = [self._modelled(missed[:, i], open_now) for i in range(len(names))]
+        self._limits = [self._modelled(_tamed(one), open_now) for one in missed.T]
 
     @cached_property
     def settings(self) -> Coordinates:
@@ -257,7 +267,7 @@ def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
     """
     known, chance = lattice.coordinates([each.parameters for each in told]), 1.0
     for bound in one.missed:
-        missed = np.array([each.missed.get(bound, 0.0) for each in told])
+        missed = _tamed(np.array([each.missed.get(bound, 0.0) for each in told]))
         middle, spread = missed.mean(), spread_of(missed)
         errors = np.array([each.bound_errors.get(bound, 0.0) for each in told])
         noise = np.maximum((errors / spread) ** 2, 1e-6)

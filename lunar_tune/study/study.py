@@ -152,8 +152,15 @@ class Study:
 
     @property
     def told(self) -> list[Told]:
-        """What it was told, by number."""
-        return Told.of(self._study)
+        """What it was told, by number, of trials that have all parameters."""
+        names = self.distributions.keys()
+        return [one for one in Told.of(self._study) if names <= one.parameters.keys()]
+
+    @property
+    def waits(self) -> bool:
+        """Whether a setting is queued, to be tried first or again."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return bool(trials)
 
     @property
     def ended(self) -> list[TrialRow]:
@@ -385,7 +392,9 @@ def _row(trial: FrozenTrial, goal: Goal, superseded: Collection[int]) -> TrialRo
     if complete:
         feasible = goal.is_kept(scores)
         told |= {"scores": scores, "objective": trial.value, "feasible": feasible}
-        told |= {"error": goal.error(scores), "second": goal.second(scores) or 0.0}
+        second = goal.second(scores)
+        told["second"] = math.inf if second is None else second
+        told["error"] = goal.error(scores)
     return TrialRow(
         number=trial.number,
         state=COMPLETE if complete else ended,

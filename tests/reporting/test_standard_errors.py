@@ -40,9 +40,9 @@ SECONDS = {"trial": 1.0, "suggest": 0.1}
 ROW = dataclasses.replace(trial(0, 4 / 28, RETAIN), scores=SCORES, seconds=SECONDS)
 TEXT, MARGIN = "0.803 ± 0.030", "0.1"
 CAUTION = (
-    "retain ROUGE-1 0.803 ± 0.030 keeps the constraint of 0.8 by 0.1 standard errors: as many "
-    "other questions of the same edges would miss it about 47 % of the time. To keep "
-    "it with a margin: --constrain 'retain_rouge1>=0.83'"
+    "retain ROUGE-1 0.803 ± 0.030 keeps the constraint of 0.8 by 0.1 standard errors: other "
+    "questions of the same edges may miss it. To keep it with a margin: "
+    "--constrain 'retain_rouge1>=0.83'"
 )
 
 
@@ -58,8 +58,6 @@ def test_the_setting_is_what_its_name_says() -> None:
     (margin,) = GOAL.barely_kept(SCORES).values()
     assert margin == pytest.approx((RETAIN - 0.8) / ERROR)
     assert f"{margin:.1f}" == MARGIN
-    # Both means scatter, so their difference does by the root of two errors: a normal tail.
-    assert f"{50 * math.erfc(margin / 2):.0f} %" in CAUTION
 
 
 def test_a_bound_is_barely_kept_where_it_is_kept_by_less_than_one_standard_error() -> None:

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
 from lunar_tune.study.study import aimed_at
 
-FIRST: Final = 5  # trials, far from each other, before anything is modelled
+FIRST, FIRST_ALONE = 5, 2
+"""Trials, far from each other, before anything is modelled; where one parameter is searched."""
 FIRST_RANGES: Final = {"coefficient": (0.15, 0.7)}
 """Of a parameter's range: where something is to be seen."""
 DRAWN: Final = 8  # values of a parameter, of which the farthest is taken
@@ -43,9 +44,10 @@ class FrontierSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return the parameters of earlier trials; a first trial has none."""
         told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not told or len(_others(study, trial)) < FIRST:
-            return {}
-        return intersection_search_space(told)
+        space = intersection_search_space(told) if told else {}
+        alone = sum(not kind.single() for kind in space.values()) == 1
+        first = FIRST_ALONE if alone else FIRST
+        return {} if len(_others(study, trial)) < first else space
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
