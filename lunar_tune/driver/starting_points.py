@@ -42,6 +42,7 @@ class StartingPoint:
     values: Mapping[str, int | float]
     origin: str  # where it comes from, to show
     movable: bool = False  # whether values outside the space are moved inside; else it is left out
+    completed: bool = False  # whether parameters that it lacks are as usual; others are left out
 
 
 def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> tuple[SearchSpace, str]:
@@ -49,7 +50,13 @@ def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> tuple[Search
     first: list[Mapping[str, int | float]] = []
     origins, left_out = Counter[str](), []
     for one in points:
-        before, values, origin = one.values, dict(one.values), one.origin
+        before, origin = dict(one.values), one.origin
+        if one.completed:
+            usual = usual_point(space)
+            added = {name: usual[name] for name in space.parameters if name not in before}
+            before = {name: before.get(name, usual[name]) for name in space.parameters}
+            origin += "".join(f" with the usual {name} {value:g}" for name, value in added.items())
+        values = dict(before)
         if one.movable:
             known = {name: kind for name, kind in space.parameters.items() if name in before}
             values |= {name: nearest_of(kind, before[name]) for name, kind in known.items()}
@@ -85,15 +92,17 @@ def found_points(
     for search in searches:
         with problems.collect():
             found = _read(search, output)
-            if (found.method, found.solver) != (method.name, method.variant):
+            if found.method != method.name:
                 raise InputError(
-                    f"--start-from {search}: has a setting of {found.method} ({found.solver}), and "
-                    f"this search is of {method.name} ({method.variant}), whose parameters "
-                    "differ. Name a search of the same method and solver."
+                    f"--start-from {search}: has a setting of {found.method}, and this search is "
+                    f"of {method.name}. Name a search of the same method."
                 )
             by_search.append(
                 [
-                    _carried(one, search, depth=found.n_layers, n_layers=n_layers)
+                    dataclasses.replace(
+                        _carried(one, search, depth=found.n_layers, n_layers=n_layers),
+                        completed=found.solver != method.variant,
+                    )
                     for one in (found.parameters, *found.further)
                 ]
             )

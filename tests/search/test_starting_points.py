@@ -338,6 +338,18 @@ def test_what_lies_outside_is_moved_and_what_does_not_fit_is_left_out(tmp_path: 
         assert part in text
 
 
+def test_of_another_solver_layer_and_coefficient_are_taken_and_the_rest_is_as_usual(
+    tmp_path: Path,
+) -> None:
+    setting = {"layer": 2, "coefficient": 4.0, "ridge": 0.1}
+    solved = searched(tmp_path, "solved", (setting, GOOD), solver="closed_form")
+    plan = planned(tmp_path, start_from=(solved,))
+    expected = {"layer": 2, "coefficient": 4.0, "learning_rate": OWN["learning_rate"]}
+    assert plan.space.starting_points[0] == expected
+    usual = f"with the usual learning_rate {OWN['learning_rate']:g}"
+    assert starts(plan) == f"2 (found in solved {usual}, the space's own)"
+
+
 def test_found_settings_follow_the_best_layer_in_the_narrowed_range(tmp_path: Path) -> None:
     """The layer is moved once, from where it was found to the nearest that is left."""
     name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
@@ -366,15 +378,13 @@ def test_a_layer_of_a_deeper_model_is_carried_over_by_depth(tmp_path: Path) -> N
 def test_what_cannot_be_started_from_is_said_in_one_message(tmp_path: Path) -> None:
     nothing = searched(tmp_path, "nothing", (FOUND, INFEASIBLE))
     npo = searched(tmp_path, "npo", ({"learning_rate": 0.1}, GOOD), method="npo", solver="lora")
-    solved = searched(tmp_path, "solved", (FOUND, GOOD), solver="closed_form")
     deep = searched(tmp_path, "deep", (FOUND, GOOD), n_layers=None)
-    message = refusal(tmp_path, start_from=(nothing, npo, solved, deep, "absent"), num_trials=0)
-    assert message.startswith("6 things are wrong:")
+    message = refusal(tmp_path, start_from=(nothing, npo, deep, "absent"), num_trials=0)
+    assert message.startswith("5 things are wrong:")
     for part in (
         "--num-trials 0",
         "--start-from nothing: none of its trials is feasible",
-        "--start-from npo: has a setting of npo (lora), and this search is of lunar (adamw)",
-        "--start-from solved: has a setting of lunar (closed_form), and this search is of lunar",
+        "--start-from npo: has a setting of npo, and this search is of lunar",
         "--start-from deep: n_layers: is empty",
         "absent: there is no such search",
     ):
