@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -42,9 +42,11 @@ from rich.table import Table
 from surfaces import FAILURE, LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum_of, read_surface
 
 from lunar_tune.cli.main import reporting_errors
-from lunar_tune.config.options import RETAIN_FLOOR
+from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
+from lunar_tune.driver.space import middle_of, nearest_of
+from lunar_tune.driver.starting_points import LAYERS_TRIED, MOST_FOUND
 from lunar_tune.driver.stopping import GAIN, Outlook
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
@@ -56,6 +58,7 @@ SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
 COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at
 AT_ONCE = (1, 2, 4)
 MANY = 100  # trials, after which a suggestion is timed
+AFTER, NEARLY = (3, 12), 0.05  # trials of a search that starts from another, and its regret
 MOST = 60  # trials of a search that ends by itself
 
 
@@ -175,20 +178,29 @@ class Subject:
 
 
 def replay(subject: Subject, name: str, seed: int, at_once: int) -> list[float]:
-    """Search a surface; return each trial's objective, infinite where it was not feasible.
+    """Search a surface; return each trial's objective, infinite where it was not feasible."""
+    return [objective for _, objective in settings_of(subject, name, seed, at_once)]
+
+
+def settings_of(
+    subject: Subject, name: str, seed: int, at_once: int
+) -> list[tuple[Mapping[str, Any], float]]:
+    """Search a surface; return each trial's setting and objective as `replay` does.
 
     `at_once` trials are asked for before any of them is told, in order.
     """
     study, make = optuna.create_study(direction="minimize"), maker_of(name)
     for start in subject.starts:
         study.enqueue_trial(dict(start))
-    told: list[float] = []
+    told: list[tuple[Mapping[str, Any], float]] = []
     while len(told) < subject.count:
         trials = []
         for begun in range(len(told), min(len(told) + at_once, subject.count)):
             study.sampler = sampler_at(make, seed, begun)
             trials.append(study.ask(subject.distributions))
-        told += [tell(study, trial, subject.surface.at(trial.params), subject) for trial in trials]
+        for trial in trials:
+            scores = subject.surface.at(trial.params)
+            told.append((trial.params, tell(study, trial, scores, subject)))
     return told
 
 
@@ -353,6 +365,73 @@ def print_stops(
     console.print(table)
 
 
+def carried(
+    sources: Sequence[Subject], target: Subject, name: str, seed: int
+) -> list[dict[str, Any]]:
+    """Return with what a search starts from others: the best of three layers of each, in turn.
+
+    Of each surface it is what a search of the usual number of trials has found.
+    """
+    by_source = []
+    for one in sources:
+        found = settings_of(one, name, seed, 1)
+        ranked = sorted((pair for pair in found if pair[1] < math.inf), key=lambda pair: pair[1])
+        by_layer: dict[Any, Mapping[str, Any]] = {}
+        for setting, _ in ranked:
+            by_layer.setdefault(setting[LAYER], setting)
+        by_source.append([*by_layer.values()][:LAYERS_TRIED])
+    starts: list[dict[str, Any]] = []
+    for setting in chain.from_iterable(zip_longest(*by_source)):
+        if setting is not None:
+            usual = {key: middle_of(kind) for key, kind in target.distributions.items()}  # type: ignore[arg-type]
+            known = {key: value for key, value in setting.items() if key in usual}
+            inside = {key: nearest_of(target.distributions[key], known[key]) for key in known}  # type: ignore[arg-type]
+            if (start := usual | inside) not in starts:
+                starts.append(start)
+    return starts[: max(MOST_FOUND, len(sources))]
+
+
+def started(
+    sources: Sequence[Subject], subject: Subject, name: str, seed: int
+) -> tuple[list[float], list[float]]:
+    """Search a surface from what was found on others, and from nothing."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    starts = carried(sources, subject, name, seed) if sources else []
+    warm = dataclasses.replace(subject, starts=starts, count=AFTER[-1])
+    cold = dataclasses.replace(subject, count=AFTER[-1])
+    return replay(warm, name, seed, 1), replay(cold, name, seed, 1)
+
+
+def print_starts(
+    surfaces: Sequence[Surface], floor: float, name: str, *, seeds: int, processes: int
+) -> Table:
+    """Return a table of searches that start from those of other surfaces of the same model."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("surface", "from", *(f"{how} {n}" for n in AFTER for how in ("from", "cold"))):
+        table.add_column(header)
+    context = multiprocessing.get_context("spawn")
+    usual = SearchConfig.num_trials
+    with ProcessPoolExecutor(processes, context) as pool:
+        for one in surfaces:
+            others = [
+                other
+                for other in surfaces
+                if other is not one and other.about["model"] == one.about["model"]
+            ]
+            alone = [[other] for other in others]
+            for chosen in [*alone, *([others] if len(others) > 1 else ())]:
+                sources = [Subject(surface=each, floor=floor, count=usual) for each in chosen]
+                ask = partial(started, sources, Subject(surface=one, floor=floor), name)
+                found = np.array([*pool.map(ask, range(seeds))]) - one.least(floor)
+                cells = []
+                for after in AFTER:
+                    for regrets in found[:, :, :after].min(axis=2).T:
+                        middle = np.quantile(regrets, 0.5, method="higher")
+                        cells.append(f"{middle:.3f} {np.mean(regrets <= NEARLY):4.0%}")
+                table.add_row(one.name, ", ".join(each.name for each in chosen) or "-", *cells)
+    return table
+
+
 def _ended(regrets: NDArray[np.float64]) -> tuple[str, str]:
     if not len(regrets):
         return "none", "none"
@@ -420,6 +499,7 @@ def bench(
     retain_floor: float = RETAIN_FLOOR,
     processes: PositiveInt = 2,
     stops: bool = False,
+    starts: bool = False,
     json_file: Annotated[Path | None, cyclopts.Parameter(name="--json")] = None,
 ) -> None:
     """Replay samplers on recorded surfaces.
@@ -432,6 +512,7 @@ def bench(
         retain_floor: Least retain ROUGE-1.
         processes: That replay at the same time.
         stops: Show when searches end by themselves instead.
+        starts: Show what starting from searches of the other surfaces of a model is worth instead.
         json_file: Write the figures; those that it has of the same surface are kept.
     """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -450,6 +531,11 @@ def bench(
             check_replayable(surface, retain_floor)
             surfaces.append(surface)
     problems.raise_if_any()
+    if starts:
+        table = print_starts(surfaces, retain_floor, names[0], seeds=seeds, processes=processes)
+        console.print(table)
+        console.print(f"median regret after so many trials, and share of at most {NEARLY}")
+        return
     figures = _read(json_file) if json_file is not None and json_file.exists() else {}
     for surface in surfaces:
         facts = {**facts_of(surface, retain_floor), "seeds": seeds, "about": dict(surface.about)}
