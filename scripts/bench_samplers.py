@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import norm
 from surfaces import FAILURE, LOGARITHMIC, NEAR, ROUGE, Surface, judged, optimum_of, read_surface
 
 from lunar_tune.cli.main import reporting_errors
@@ -47,7 +48,7 @@ from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
 from lunar_tune.driver.space import middle_of, nearest_of
 from lunar_tune.driver.starting_points import LAYERS_TRIED, MOST_FOUND
-from lunar_tune.driver.stopping import GAIN, Outlook
+from lunar_tune.driver.stopping import GAIN, Outlook, kept_again
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.goal import Goal
@@ -59,6 +60,7 @@ COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at
 AT_ONCE = (1, 2, 4)
 MANY = 100  # trials, after which a suggestion is timed
 AFTER, NEARLY = (3, 12), 0.05  # trials of a search that starts from another, and its regret
+NOISE, SHARED = 0.02, (0.0, 0.5, 1.0)  # of retain scores, and how much all settings share of it
 MOST = 60  # trials of a search that ends by itself
 
 
@@ -432,6 +434,57 @@ def print_starts(
     return table
 
 
+def kept_on_new(
+    subject: Subject, name: str, shared: float, seed: int
+) -> tuple[float, float] | None:
+    """Return how likely it is said that the best keeps the floor on new questions, and is.
+
+    Retain scores of the questions that it is judged on scatter by `NOISE` around the surface's, of
+    the variance a part `shared` by all settings; those of as many new questions, too.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    random = np.random.default_rng(seed)
+    common = random.normal(0, NOISE * shared**0.5)
+    study, make, true = optuna.create_study(), maker_of(name), dict[int, float]()
+    for number in range(SearchConfig.num_trials):
+        study.sampler = sampler_at(make, seed, number)
+        trial = study.ask(subject.distributions)
+        scores = dict(subject.surface.at(trial.params))
+        true[number] = scores["retain"]
+        own = random.normal(0, NOISE * (1 - shared) ** 0.5)
+        tell(study, trial, scores | {"retain": scores["retain"] + common + own}, subject)
+    told = [
+        dataclasses.replace(one, bound_errors=dict.fromkeys(one.missed, NOISE))
+        for one in Told.of(study)
+    ]
+    feasible = [(one.value, place) for place, one in enumerate(told) if one.is_feasible]
+    if not feasible:
+        return None
+    best = min(feasible)[1]
+    said = kept_again(subject.distributions, told, told[best].parameters)
+    # The questions that it was judged on are no part of the new ones.
+    kept = float(norm.sf(subject.floor, true[best], NOISE))
+    return (said, kept) if said is not None else None
+
+
+def print_kept(subjects: Sequence[Subject], name: str, *, seeds: int, processes: int) -> Table:
+    """Return a table of what is said and what is true, means over the seeds."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("surface", *(f"{shared:.0%} shared: said, kept" for shared in SHARED)):
+        table.add_column(header)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        for subject in subjects:
+            cells = []
+            for shared in SHARED:
+                ask = partial(kept_on_new, subject, name, shared)
+                found = np.array([one for one in pool.map(ask, range(seeds)) if one is not None])
+                said, kept = found.mean(axis=0)
+                cells.append(f"{said:.2f}, {kept:.2f}")
+            table.add_row(subject.surface.name, *cells)
+    return table
+
+
 def _ended(regrets: NDArray[np.float64]) -> tuple[str, str]:
     if not len(regrets):
         return "none", "none"
@@ -500,6 +553,7 @@ def bench(
     processes: PositiveInt = 2,
     stops: bool = False,
     starts: bool = False,
+    kept: bool = False,
     json_file: Annotated[Path | None, cyclopts.Parameter(name="--json")] = None,
 ) -> None:
     """Replay samplers on recorded surfaces.
@@ -512,6 +566,7 @@ def bench(
         retain_floor: Least retain ROUGE-1.
         processes: That replay at the same time.
         stops: Show when searches end by themselves instead.
+        kept: Show how often the best keeps the floor on new questions, and what is said, instead.
         starts: Show what starting from searches of the other surfaces of a model is worth instead.
         json_file: Write the figures; those that it has of the same surface are kept.
     """
@@ -535,6 +590,11 @@ def bench(
         table = print_starts(surfaces, retain_floor, names[0], seeds=seeds, processes=processes)
         console.print(table)
         console.print(f"median regret after so many trials, and share of at most {NEARLY}")
+        return
+    if kept:
+        subjects = [Subject(surface=one, floor=retain_floor) for one in surfaces]
+        console.print(print_kept(subjects, names[0], seeds=seeds, processes=processes))
+        console.print(f"retain with a standard error of {NOISE}, part of it shared by all settings")
         return
     figures = _read(json_file) if json_file is not None and json_file.exists() else {}
     for surface in surfaces:
