@@ -219,7 +219,7 @@ def test_what_is_believed_of_settings_not_tried_is_near_what_they_would_score() 
     draw = random.Random(1)
     space = {"layer": IntDistribution(8, 12), "coefficient": FloatDistribution(0.5, 6.0)}
     rows = []
-    for number in range(24):
+    for number in range(40):
         setting = {"layer": draw.randint(8, 12), "coefficient": draw.uniform(0.5, 6.0)}
         rows.append(trial(number, *scores(**setting), setting, GOAL))
     search = results_with_best(rows, distributions=space)
