@@ -153,6 +153,11 @@ def next_commands(
         purpose = f"write the unlearned model of {what}, and prove its scores:"
         save = ["--save", _shown(folder / "model"), *config.permitting("trust_remote_code")]
         commands[purpose] = command("export", here, *trial, *save)
+    outlook = results.study.notes.get("outlook")
+    if results.ending is None and outlook is not None and not outlook["enough"]:
+        more = ["--num-trials", str(2 * config.num_trials)]
+        again = command("search", *config.resuming(Path(here)), *more)
+        commands["go on, there is something to gain:"] = again
     if results.ending is None:
         seed = str(config.seed + 1)
         commands["search again with another seed:"] = command("search", *arguments, "--seed", seed)
