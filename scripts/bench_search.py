@@ -63,7 +63,7 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
     """Run a search and return its figures; times of a trial are medians."""
     name = f"seed-{seed}"
     command = [sys.executable, "-m", "lunar_tune.search", "--start-from", "none", "--quiet"]
-    command += ["--seed", str(seed), "--num-trials", str(num_trials), *options]
+    command += ["--seed", str(seed), "--num-trials", str(num_trials), "--stop", "never", *options]
     command += ["--output", str(output), "--name", name]
     begun, start = datetime.now(), time.perf_counter()
     with tempfile.TemporaryFile() as said:  # what it says is read only where it fails

@@ -162,7 +162,7 @@ class Chaos:
         """Start the search, or go on with it."""
         begun = (self.search / "study.journal").is_file()
         options = ["--output", str(self.folder / "runs"), "--num-trials", str(self.trials)]
-        options += ["--tracking-uri", self.uri]
+        options += ["--tracking-uri", self.uri, "--stop", "never"]
         if begun:
             options += ["--resume", NAME]
         else:
