@@ -377,9 +377,13 @@ def carried(
     by_source = []
     for one in sources:
         found = settings_of(one, name, seed, 1)
-        ranked = sorted((pair for pair in found if pair[1] < math.inf), key=lambda pair: pair[1])
+        ranked = sorted(  # of equals the one that keeps most, as a search has it
+            (objective, -one.surface.at(setting)["retain"], place)
+            for place, (setting, objective) in enumerate(found)
+            if objective < math.inf
+        )
         by_layer: dict[Any, Mapping[str, Any]] = {}
-        for setting, _ in ranked:
+        for setting in (found[place][0] for _, _, place in ranked):
             by_layer.setdefault(setting[LAYER], setting)
         by_source.append([*by_layer.values()][:LAYERS_TRIED])
     starts: list[dict[str, Any]] = []
