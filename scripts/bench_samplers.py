@@ -97,6 +97,8 @@ class AxSampler(optuna.samplers.BaseSampler):
         from ax.api.configs import RangeParameterConfig
 
         searched = {name: kind for name, kind in search_space.items() if not kind.single()}
+        if not searched:
+            return {}
         kinds: list[Any] = [
             RangeParameterConfig(
                 name=name,
