@@ -276,16 +276,10 @@ def alone(folder: Folder, what: str = "search", option: str = "--name") -> Itera
         ) from error
 
 
-def has_enough(folder: Folder) -> bool:
-    """Say whether a search ended when little was to gain."""
-    outlook = StoredStudy.read(folder.journal).notes.get("outlook") or {}
-    return bool(outlook.get("enough"))
-
-
 def is_finished(folder: Folder, config: SearchConfig) -> bool:
     """Say whether a search has ended by itself, with as many trials as it is to have."""
     stored = StoredStudy.read(folder.journal)
-    enough = config.stop == AUTO and has_enough(folder)
+    enough = config.stop == AUTO and stored.knows_enough
     have = sum(row.counts for row in stored.rows)
     return stored.has_ended(1) and (enough or have >= config.num_trials)
 

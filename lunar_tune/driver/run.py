@@ -21,7 +21,6 @@ from lunar_tune.driver.backends.cluster import opened_backend
 from lunar_tune.driver.persistence import (
     alone,
     check_unchanged,
-    has_enough,
     is_finished,
     resumed,
     signature_of,
@@ -95,10 +94,9 @@ def start_search(
     if folder is not None and not elsewhere and is_finished(folder, config):
         results = SearchResults.read(folder.path)
         have = sum(row.counts for row in results.rows)
-        more = "a larger --num-trials" if have >= config.num_trials else "--stop never"
-        if have >= config.num_trials and has_enough(folder):
-            more += " and --stop never"
-        said = f"{folder.name} is finished: {have} trials. Give {more} for more."
+        wanted = ["a larger --num-trials"] * (have >= config.num_trials)
+        wanted += ["--stop never"] * results.study.knows_enough
+        said = f"{folder.name} is finished: {have} trials. Give {' and '.join(wanted)} for more."
         console.print(said, markup=False, soft_wrap=True)
         print_result(console, results, folder=folder.path, commands={})
         return EXIT_INFEASIBLE if results.best is None else EXIT_FOUND, folder

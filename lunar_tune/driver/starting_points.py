@@ -107,11 +107,19 @@ def found_points(
                 ]
             )
     problems.raise_if_any(InputError)
-    in_turn: list[StartingPoint] = []
+    return in_turn(by_search)
+
+
+def in_turn(by_search: Sequence[Sequence[StartingPoint]]) -> list[StartingPoint]:
+    """Return the first of each search, then the second ones: each setting once, `MOST_FOUND`.
+
+    Of more searches than that one of each.
+    """
+    points: list[StartingPoint] = []
     for one in chain.from_iterable(zip_longest(*by_search)):
-        if one is not None and all(one.values != before.values for before in in_turn):
-            in_turn.append(one)
-    return in_turn[: max(MOST_FOUND, len(searches))]
+        if one is not None and all(one.values != before.values for before in points):
+            points.append(one)
+    return points[: max(MOST_FOUND, len(by_search))]
 
 
 def _carried(

@@ -146,7 +146,7 @@ def history(search: StoredSearch) -> alt.ConcatChart:
         trials = marks.trial_points(search, ordered, at, x=x, y=y)
         found = marks.line(best, steps, x, y, interpolate="step-after", strokeWidth=2.5)
         drawn = [*likely, trials, *([found] if steps else ())]
-        if ordered and (search.study.notes.get("outlook") or {}).get("enough"):
+        if ordered and search.study.knows_enough:
             drawn.append(marks.rule(enough, places[ordered[-1].number], x))
         return drawn
 

@@ -137,7 +137,7 @@ def _tamed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return tamed
 
 
-def spread_of(values: NDArray[np.float64]) -> float:
+def _spread_of(values: NDArray[np.float64]) -> float:
     """Return a standard deviation; what hardly differs does not say how much it may."""
     spread = float(values.std())
     return spread if spread > LEAST_SPREAD else UNKNOWN_SPREAD
@@ -239,7 +239,7 @@ class Belief:
         return least
 
     def _modelled(self, values: NDArray[np.float64], running: Coordinates) -> Model:
-        middle, spread = values.mean(), spread_of(values)
+        middle, spread = values.mean(), _spread_of(values)
         scaled = (values - middle) / spread
         noise = WhiteKernel(1e-3, (1e-5, 3e-2))
         process = GaussianProcessRegressor(_smooth(self.lattice) + noise, alpha=1e-8)
@@ -268,7 +268,7 @@ def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
     known, chance = lattice.coordinates([each.parameters for each in told]), 1.0
     for bound in one.missed:
         missed = _tamed(np.array([each.missed.get(bound, 0.0) for each in told]))
-        middle, spread = missed.mean(), spread_of(missed)
+        middle, spread = missed.mean(), _spread_of(missed)
         errors = np.array([each.bound_errors.get(bound, 0.0) for each in told])
         noise = np.maximum((errors / spread) ** 2, 1e-6)
         process = GaussianProcessRegressor(_smooth(lattice), alpha=noise)

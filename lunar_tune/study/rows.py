@@ -131,7 +131,7 @@ def best_first(rows: Iterable[TrialRow]) -> list[TrialRow]:
 
     The second line of the goal decides between equals.
     """
-    feasible = _by_objective(rows)
+    feasible = sorted(_feasible(rows), key=_by_objective)
     first = alike(feasible)
     numbers = {row.number for row in first}
     return first + [row for row in feasible if row.number not in numbers]
@@ -143,13 +143,7 @@ def alike(rows: Iterable[TrialRow]) -> list[TrialRow]:
     It is equal within their standard errors, as of independent samples. The best by the second line
     of the goal comes first.
     """
-    feasible = _by_objective(rows)
-    first = [
-        row
-        for row in feasible
-        if row.reached - feasible[0].reached <= least_apart(row.error, feasible[0].error)
-    ]
-    return sorted(first, key=lambda row: (row.second, row.reached, row.number))
+    return sorted(_equals(_feasible(rows)), key=_by_second)
 
 
 def least_apart(error: float, other: float) -> float:
@@ -157,9 +151,27 @@ def least_apart(error: float, other: float) -> float:
     return math.hypot(error, other)
 
 
-def _by_objective(rows: Iterable[TrialRow]) -> list[TrialRow]:
-    feasible = [row for row in rows if row.state == COMPLETE and row.feasible]
-    return sorted(feasible, key=lambda row: (row.reached, row.second, row.number))
+def _feasible(rows: Iterable[TrialRow]) -> list[TrialRow]:
+    return [row for row in rows if row.state == COMPLETE and row.feasible]
+
+
+def _equals(feasible: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return those whose objective is not told apart from the lowest, in their order."""
+    lowest = min(feasible, key=_by_objective, default=None)
+    return [
+        row
+        for row in feasible
+        if lowest is not None
+        and row.reached - lowest.reached <= least_apart(row.error, lowest.error)
+    ]
+
+
+def _by_objective(row: TrialRow) -> tuple[float, float, int]:
+    return row.reached, row.second, row.number
+
+
+def _by_second(row: TrialRow) -> tuple[float, float, int]:
+    return row.second, row.reached, row.number
 
 
 def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
@@ -176,10 +188,11 @@ def nearest_first(rows: Iterable[TrialRow], goal: Goal) -> list[TrialRow]:
 def best_so_far(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, TrialRow]]:
     """Return each trial with the best feasible one up to it, from the first feasible one on."""
     pairs: list[tuple[TrialRow, TrialRow]] = []
-    seen: list[TrialRow] = []
+    feasible: list[TrialRow] = []
     for row in rows:
-        seen.append(row)
-        pairs += [(row, one) for one in best_first(seen)[:1]]
+        feasible += _feasible([row])
+        if feasible:
+            pairs.append((row, min(_equals(feasible), key=_by_second)))
     return pairs
 
 

@@ -347,6 +347,11 @@ class StoredStudy(Concise):
         return (self.notes.get("num_trials") or 0) >= num_trials
 
     @property
+    def knows_enough(self) -> bool:
+        """Whether the search ended when little was to gain."""
+        return bool((self.notes.get("outlook") or {}).get("enough"))
+
+    @property
     def references(self) -> References | None:
         """What the base model does with the reference prompts, if it was asked, or InputError."""
         note = self.notes.get("references")
