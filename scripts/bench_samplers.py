@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, product, zip_longest
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -46,8 +46,8 @@ from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
-from lunar_tune.driver.space import middle_of, nearest_of
-from lunar_tune.driver.starting_points import LAYERS_TRIED, MOST_FOUND
+from lunar_tune.driver.space import SearchSpace
+from lunar_tune.driver.starting_points import LAYERS_TRIED, StartingPoint, fitting, in_turn
 from lunar_tune.driver.stopping import GAIN, Outlook, kept_again
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
@@ -371,7 +371,7 @@ def print_stops(
 
 def carried(
     sources: Sequence[Subject], target: Subject, name: str, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Return with what a search starts from others: the best of three layers of each, in turn.
 
     Of each surface it is what a search of the usual number of trials has found.
@@ -387,16 +387,10 @@ def carried(
         by_layer: dict[Any, Mapping[str, Any]] = {}
         for setting in (found[place][0] for _, _, place in ranked):
             by_layer.setdefault(setting[LAYER], setting)
-        by_source.append([*by_layer.values()][:LAYERS_TRIED])
-    starts: list[dict[str, Any]] = []
-    for setting in chain.from_iterable(zip_longest(*by_source)):
-        if setting is not None:
-            usual = {key: middle_of(kind) for key, kind in target.distributions.items()}  # type: ignore[arg-type]
-            known = {key: value for key, value in setting.items() if key in usual}
-            inside = {key: nearest_of(target.distributions[key], known[key]) for key in known}  # type: ignore[arg-type]
-            if (start := usual | inside) not in starts:
-                starts.append(start)
-    return starts[: max(MOST_FOUND, len(sources))]
+        best = [*by_layer.values()][:LAYERS_TRIED]
+        by_source.append([StartingPoint(one, "", movable=True, completed=True) for one in best])
+    space = SearchSpace("lunar", "", dict(target.distributions), (), "")  # type: ignore[arg-type]
+    return list(fitting(in_turn(by_source), space)[0].starting_points)
 
 
 def started(
