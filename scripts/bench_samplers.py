@@ -46,14 +46,13 @@ from lunar_tune.cli.main import reporting_errors
 from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
-from lunar_tune.driver.space import SearchSpace
-from lunar_tune.driver.starting_points import LAYERS_TRIED, StartingPoint, fitting, in_turn
+from lunar_tune.driver.space import middle_of, nearest_of
 from lunar_tune.driver.stopping import GAIN, Outlook, kept_again
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import LAYER
-from lunar_tune.study.study import Told
+from lunar_tune.study.study import EARLIER, Told
 
 SURFACES = Path(__file__).resolve().parents[1] / "docs" / "surfaces"
 COSTS = (5, 8, 12, 20, 30)  # in trials, after which the best is looked at
@@ -174,6 +173,8 @@ class Subject:
     """Default: what `distributions_of` says of the surface."""
     starts: Sequence[Mapping[str, Any]] = ()
     """Settings that are tried first."""
+    earlier: Sequence[Told] = ()
+    """What searches of other surfaces were told."""
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -194,6 +195,7 @@ def settings_of(
     `at_once` trials are asked for before any of them is told, in order.
     """
     study, make = optuna.create_study(direction="minimize"), maker_of(name)
+    study.set_user_attr(EARLIER, [dataclasses.asdict(one) for one in subject.earlier])
     for start in subject.starts:
         study.enqueue_trial(dict(start))
     told: list[tuple[Mapping[str, Any], float]] = []
@@ -369,28 +371,20 @@ def print_stops(
     console.print(table)
 
 
-def carried(
-    sources: Sequence[Subject], target: Subject, name: str, seed: int
-) -> list[Mapping[str, Any]]:
-    """Return with what a search starts from others: the best of three layers of each, in turn.
+def told_elsewhere(sources: Sequence[Subject], target: Subject, name: str, seed: int) -> list[Told]:
+    """Return what searches of the usual number of trials are told on other surfaces.
 
-    Of each surface it is what a search of the usual number of trials has found.
+    In the parameters of the target: one that a surface does not have is in the middle.
     """
-    by_source = []
-    for one in sources:
-        found = settings_of(one, name, seed, 1)
-        ranked = sorted(  # of equals the one that keeps most, as a search has it
-            (objective, -one.surface.at(setting)["retain"], place)
-            for place, (setting, objective) in enumerate(found)
-            if objective < math.inf
-        )
-        by_layer: dict[Any, Mapping[str, Any]] = {}
-        for setting in (found[place][0] for _, _, place in ranked):
-            by_layer.setdefault(setting[LAYER], setting)
-        best = [*by_layer.values()][:LAYERS_TRIED]
-        by_source.append([StartingPoint(one, "", movable=True, completed=True) for one in best])
-    space = SearchSpace("lunar", "", dict(target.distributions), (), "")  # type: ignore[arg-type]
-    return list(fitting(in_turn(by_source), space)[0].starting_points)
+    kinds = target.distributions
+    usual = {one: middle_of(kind) for one, kind in kinds.items()}  # type: ignore[arg-type]
+    told = []
+    for number, source in enumerate(sources, 1):
+        for setting, _ in settings_of(source, name, seed, 1):
+            value, missed = judged(source.surface.at(setting), source.floor, source.goal)
+            shared = {one: setting[one] for one in kinds if one in setting}
+            told.append(Told(usual | shared, float(value), missed, search=number))
+    return told
 
 
 def started(
@@ -398,8 +392,12 @@ def started(
 ) -> tuple[list[float], list[float]]:
     """Search a surface from what was found on others, and from nothing."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    starts = carried(sources, subject, name, seed) if sources else []
-    warm = dataclasses.replace(subject, starts=starts, count=AFTER[-1])
+    earlier = told_elsewhere(sources, subject, name, seed)
+    found = [one for one in earlier if one.is_feasible]
+    first = min(found, key=lambda one: (one.search, one.value)).parameters
+    kinds: Mapping[str, Any] = subject.distributions
+    start = {one: nearest_of(kinds[one], value) for one, value in first.items()}
+    warm = dataclasses.replace(subject, starts=[start], earlier=earlier, count=AFTER[-1])
     cold = dataclasses.replace(subject, count=AFTER[-1])
     return replay(warm, name, seed, 1), replay(cold, name, seed, 1)
 

@@ -237,8 +237,9 @@ class SearchConfig(RunOptions):
     sampler: str = search_option("frontier", decides=True)
     """Sampler of settings; a wrong name lists all."""
     start_from: tuple[str, ...] = search_option((), metavar="SEARCH")
-    """Try the best settings of another search first, of three layers: the folder or name of that
-    search, or a best.yaml; may be repeated. none leaves out the space's own starting points."""
+    """Begin with what another search has found, of the same model with all of its trials: its
+    folder or name, or a best.yaml; may be repeated. none leaves out the space's own starting
+    points."""
     layer_prior: str | None = search_option(None, metavar="FILE|auto", place=True)
     """Search only the layers that s1 - s2 recommends: a file that the command layers wrote
     (--json), or auto to score the layers first."""

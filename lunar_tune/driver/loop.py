@@ -220,8 +220,12 @@ class SearchLoop:
             self.error = kind(failure.reason)
         elif outcome.result is not None:
             self.study = self.listener.begin(outcome)
-            space = self.study.distributions
-            self._outlook = Outlook(goal=self._goal, space=space, seed=self.config.seed)
+            self._outlook = Outlook(
+                goal=self._goal,
+                space=self.study.distributions,
+                seed=self.config.seed,
+                earlier=self.study.earlier,
+            )
             self.known_model = self.known_model or outcome.model
             self.known_references = outcome.references
             self._started = len(self.study.ended)

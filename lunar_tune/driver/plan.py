@@ -31,11 +31,12 @@ from lunar_tune.driver.space import SearchSpace, described
 from lunar_tune.driver.space_sources import load_space, narrowed, space_begun_with
 from lunar_tune.driver.starting_points import (
     LAYER_PRIOR,
+    Found,
     StartingPoint,
     check_has_choice,
     choose_layers,
     fitting,
-    found_points,
+    found_in,
     usual_point,
 )
 from lunar_tune.errors import InputError, Problems
@@ -72,6 +73,7 @@ class SearchPlan:
     """The setting that the space itself names first, or the middle of its ranges."""
     points: tuple[StartingPoint, ...]  # all settings that are to be tried first, as they were found
     starts: str  # what became of them, to show
+    found: Found = field(default_factory=Found)  # in other searches
     prior: LayerPrior | None = None  # scored layers, once they are known
     whole_space: SearchSpace | None = None  # the space before they narrowed it
     layers: str | None = None  # what scored layers made of the space, to show
@@ -132,6 +134,7 @@ class SearchPlan:
             **{f"  {name}": text for name, text in self.space.describe()},
             **({"  layer": layers} if layers is not None else {}),
             "starting points": self.starts,
+            **({"earlier trials": self.found.text} if self.found.told else {}),
             "objective": str(goal_of(config)),
             "trials": trials,
             "answers": f"up to {budget} in a trial, at least {PUBLISHED_MAX_NEW_TOKENS} tokens in "
@@ -256,8 +259,11 @@ def _plan(
     space = narrowed(space, spec.method, config, n_layers=n_layers)
     # A resumed study has queued the settings of other searches already.
     searches = [one for one in config.start_from if one != NONE and config.resume is None]
-    points = found_points(searches, output=config.output, spec=spec, n_layers=n_layers)
-    if NONE not in config.start_from:
+    found = found_in(
+        searches, output=config.output, spec=spec, n_layers=n_layers, space=space, goal=goal
+    )
+    points = list(found.points)
+    if NONE not in config.start_from and not found.told:
         points += [StartingPoint(point, "the space's own") for point in space.starting_points]
     usual, option = usual_point(space), f"{LAYER_PRIOR} {config.layer_prior}"
     if config.layer_prior is not None and begun_with is None:
@@ -276,6 +282,7 @@ def _plan(
         usual=usual,
         points=tuple(points),
         starts=starts,
+        found=found,
     )
     if prior is None:
         return plan

@@ -159,7 +159,7 @@ class SearchSession:
         )
         # Before the study: whoever goes on with it finds what it was told.
         write_atomically(self.folder.config, document.encode())
-        self.study = open_study(self.folder, plan.space, config)
+        self.study = open_study(self.folder, plan.space, config, plan.found.numbered)
         # Not before: a resume that is refused leaves the answers that are there.
         keep_answers(self.study, self.folder.answers(None), outcome.result, text=config.text)
         notes = {

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -25,14 +24,13 @@ from lunar_tune.driver.space import (
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import is_file
 from lunar_tune.methods.contract import METHODS
-from lunar_tune.study.rows import LAYER, best_first
+from lunar_tune.metrics.goal import Goal
+from lunar_tune.study.rows import COMPLETE, LAYER, TrialRow, best_first
 from lunar_tune.study.stored_search import StoredSearch
+from lunar_tune.study.study import Told
 from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes, read_yaml
-
-LAYERS_TRIED: Final = 3  # of another search
-MOST_FOUND: Final = 5  # settings of several searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +75,49 @@ def fitting(points: Iterable[StartingPoint], space: SearchSpace) -> tuple[Search
     return dataclasses.replace(space, starting_points=tuple(first)), text
 
 
-def found_points(
-    searches: Sequence[str], *, output: Path, spec: TrialSpec, n_layers: int
-) -> list[StartingPoint]:
-    """Return the best settings of other searches, their layers carried over by relative depth.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What other searches give to one."""
 
-    Of a search the best of each of up to `LAYERS_TRIED` layers, first the best of all searches,
-    then the second ones; of several searches `MOST_FOUND` in all, but one of each. Searches are
-    folders, names in `output`, or `best.yaml` files; `spec` and `n_layers`, blocks of the model,
-    are the new search's. An InputError lists those that cannot be read or are of another method.
+    points: tuple[StartingPoint, ...] = ()
+    """Settings to try first."""
+    told: Mapping[str, tuple[Told, ...]] = field(default_factory=dict)
+    """What trials told, by search: of this model, in the parameters and for the goal of the one."""
+
+    @property
+    def text(self) -> str:
+        """Whose trials there are, to show."""
+        return ", ".join(f"{len(told)} of {search}" for search, told in self.told.items())
+
+    @property
+    def numbered(self) -> list[Told]:
+        """What all of them told, each with its search."""
+        return [
+            dataclasses.replace(one, search=number)
+            for number, told in enumerate(self.told.values(), 1)
+            for one in told
+        ]
+
+
+def found_in(
+    searches: Sequence[str],
+    *,
+    output: Path,
+    spec: TrialSpec,
+    n_layers: int,
+    space: SearchSpace,
+    goal: Goal | None,
+) -> Found:
+    """Return what other searches have found: folders, names in `output`, or `best.yaml` files.
+
+    Of a search of the same model it is what every trial told, and of the first such one the best
+    setting; of others the best setting, its layer carried over by relative depth. `spec`,
+    `n_layers` (blocks of the model), `space` and `goal` are the new search's. An InputError lists
+    those that cannot be read or are of another method.
     """
     problems, method = Problems(), spec.method
-    by_search: list[list[StartingPoint]] = []
-    for search in searches:
+    usual, points, by_search = usual_point(space), list[StartingPoint](), dict[str, Any]()
+    for search in dict.fromkeys(searches):
         with problems.collect():
             found = _read(search, output)
             if found.method != method.name:
@@ -97,29 +125,28 @@ def found_points(
                     f"--start-from {search}: has a setting of {found.method}, and this search is "
                     f"of {method.name}. Name a search of the same method."
                 )
-            by_search.append(
-                [
+            told = list[Told]()
+            if goal is not None and (found.model, found.n_layers) == (spec.model.name, n_layers):
+                told = [
+                    Told.by(goal, usual | _taken(row.parameters, usual), row.scores)
+                    for row in found.rows
+                    if goal.is_known(row.scores)
+                ]
+            if not told or not by_search:
+                points.append(
                     dataclasses.replace(
-                        _carried(one, search, depth=found.n_layers, n_layers=n_layers),
+                        _carried(found.parameters, search, depth=found.n_layers, n_layers=n_layers),
                         completed=found.solver != method.variant,
                     )
-                    for one in (found.parameters, *found.further)
-                ]
-            )
+                )
+            if told:
+                by_search[search] = tuple(told)
     problems.raise_if_any(InputError)
-    return in_turn(by_search)
+    return Found(tuple(points), by_search)
 
 
-def in_turn(by_search: Sequence[Sequence[StartingPoint]]) -> list[StartingPoint]:
-    """Return the first of each search, then the second ones: each setting once, `MOST_FOUND`.
-
-    Of more searches than that one of each.
-    """
-    points: list[StartingPoint] = []
-    for one in chain.from_iterable(zip_longest(*by_search)):
-        if one is not None and all(one.values != before.values for before in points):
-            points.append(one)
-    return points[: max(MOST_FOUND, len(by_search))]
+def _taken(parameters: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name in names}
 
 
 def _carried(
@@ -134,41 +161,38 @@ def _carried(
 
 
 class _Found(BaseModel):
-    """The best setting of a search, as in `best.yaml`, and perhaps those of other layers."""
+    """The best setting of a search, as in `best.yaml`, and perhaps its trials."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="ignore", arbitrary_types_allowed=True
+    )
 
+    model: str = ""
     method: str
     solver: str
     parameters: Annotated[dict[str, int | FiniteFloat], Field(min_length=1)]
     n_layers: PositiveInt  # number of the model's decoder blocks
-    further: tuple[dict[str, int | FiniteFloat], ...] = ()
+    rows: tuple[TrialRow, ...] = ()
 
 
 def _read(search: str, output: Path) -> _Found:
-    """Read a `best.yaml`, or a search's confirmed best setting, else its best as searched.
-
-    Of a search also the best feasible settings of other layers.
-    """
+    """Read a `best.yaml`, or a search's confirmed best setting, else its best as searched."""
     if is_file(path := Path(search)):
         content = read_yaml(path)
     else:
         stored = StoredSearch.read(search, runs=output)
-        ranked = best_first(stored.rows)
-        ranked = [stored.best, *ranked] if stored.best is not None else ranked
-        if not ranked:
+        best = stored.best or next(iter(best_first(stored.rows)), None)
+        if best is None:
             raise InputError(
                 f"--start-from {search}: none of its trials is feasible. Name a search that found "
                 "a feasible setting, or write one into a file like best.yaml, with n_layers."
             )
-        depth = stored.config.resolved.get("n_layers")
-        by_layer: dict[Any, dict[str, Any]] = {}
-        for row in ranked:
-            by_layer.setdefault(row.parameters.get(LAYER), dict(row.parameters))
-        best, *further = by_layer.values()
-        setting = {"parameters": best, "n_layers": depth}
-        setting["further"] = tuple(further[: LAYERS_TRIED - 1])
-        content = {**stored.study.notes["tags"], **setting}
+        content = {
+            **stored.study.notes["tags"],
+            "parameters": dict(best.parameters),
+            "n_layers": stored.config.resolved.get("n_layers"),
+            "rows": tuple(row for row in stored.rows if row.state == COMPLETE),
+        }
     try:
         return _Found.model_validate(content)
     except ValidationError as error:

@@ -36,6 +36,8 @@ class Outlook:
     goal: Goal
     space: Mapping[str, BaseDistribution]
     seed: int
+    earlier: Sequence[Told] = ()
+    """What the searches were told from which this one starts."""
     _known: dict[tuple[Metric, tuple[Any, ...]], Prospect] = field(default_factory=dict, repr=False)
 
     def is_enough(self, told: Sequence[Told]) -> bool:
@@ -70,25 +72,26 @@ class Outlook:
         Laplace's rule of succession, whatever the models believe.
         """
         least = 0.0 if any(one.is_feasible for one in told) else 1 / (len(told) + 2)
-        return max(least, self._prospect(self.goal.objective, told).chance)
+        return max(least, self._prospect(self.goal.objective, told, self.earlier).chance)
 
     def before(self, told: Sequence[Told]) -> dict[str, float] | None:
         """Return what is kept of it with the trial that follows; None where too little is known."""
         if len(told) < LEAST:
             return None
-        return dataclasses.asdict(self._prospect(self.goal.objective, told))
+        return dataclasses.asdict(self._prospect(self.goal.objective, told, self.earlier))
 
     def second_chance(self, told: Sequence[Told]) -> float:
         """Return the same by the second line of the goal; 0 where that has nothing to improve."""
         if not _has_second(told):
             return 0.0
-        return self._prospect(self.goal.then, at_second(told)).chance
+        aimed = at_second([*told, *self.earlier])
+        return self._prospect(self.goal.then, aimed[: len(told)], aimed[len(told) :]).chance
 
     def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
         last = [told[: len(told) - less] for less in range(IN_ROW)]
         return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
 
-    def _prospect(self, metric: Metric, told: Sequence[Told]) -> Prospect:
+    def _prospect(self, metric: Metric, told: Sequence[Told], earlier: Sequence[Told]) -> Prospect:
         key = metric, tuple((one.value, *one.parameters.values()) for one in told)
         if key not in self._known:
             from threadpoolctl import threadpool_limits
@@ -100,7 +103,7 @@ class Outlook:
                 return Prospect(0.0, min(one.value for one in told))
             random = np.random.default_rng([self.seed, len(told)])
             with threadpool_limits(1):
-                belief = Belief(lattice, told, random)
+                belief = Belief(lattice, [*told, *earlier], random)
                 drawn = belief.least_drawn(metric.least)
             chance = float(np.mean(drawn < belief.best - gain(metric, told)))
             least = np.quantile(np.minimum(drawn, belief.best), LITTLE, method="lower")

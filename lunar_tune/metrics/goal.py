@@ -242,6 +242,10 @@ class Goal(Concise):
         """Return the standard error of each bounded score; 0 where it is not known."""
         return {str(one): scores.get(error_name(one.metric), 0.0) for one in self.constraints}
 
+    def is_known(self, scores: Mapping[str, float]) -> bool:
+        """Say whether the objective and all that is bounded is known."""
+        return all(math.isfinite(scores.get(name, math.nan)) for name in self.decisive)
+
     def is_kept(self, scores: Mapping[str, float]) -> bool:
         """Say whether every bound is kept."""
         return not self.missed(scores)

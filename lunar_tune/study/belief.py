@@ -41,6 +41,7 @@ LEAST_SPREAD, UNKNOWN_SPREAD = 0.02, 0.3  # of scores; where they hardly differ 
 # Least and largest length scale, in ranges of a parameter, and in blocks.
 SMOOTH_BLOCKS, SMOOTH_STRENGTH, SMOOTH = (0.08, 0.5), (0.15, 1.5), (0.3, 3.0)
 OWN_BLOCKS: Final = 0.7
+ALIKE: Final = (0.7, 5.0)  # of searches, which are 1 apart: a correlation of .31 to .97
 FLOOR: Final = 0.3  # of the objectives seen so far, added before their logarithm is taken
 
 Coordinates = NDArray[np.float64]
@@ -158,12 +159,21 @@ class Belief:
         random: np.random.Generator,
         running: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Fit the models; `random` draws what trials that run will tell, in so many `guesses`."""
+        """Fit the models; `random` draws what trials that run will tell, in so many `guesses`.
+
+        What other searches told is of functions that are like these, how much is fitted.
+        """
         self.lattice, self._random = lattice, random
-        self._known = lattice.coordinates([one.parameters for one in told])
+        own = [one for one in told if not one.search]
+        self._seen = lattice.coordinates([one.parameters for one in own])
+        searches = np.array([one.search for one in told])
+        elsewhere = [searches == one for one in np.unique(searches) if one]
+        places = lattice.coordinates([one.parameters for one in told])
+        self._known = np.column_stack([places, *elsewhere])
         values = np.array([one.value for one in told], dtype=float)
         values = values.min() + _tamed(values - values.min())
-        self.best = min((one.value for one in told if one.is_feasible), default=math.inf)
+        self._worst = values.max() if elsewhere else math.inf
+        self.best = min((one.value for one in own if one.is_feasible), default=math.inf)
         self._low = values.min()
         self._range = float(values.max() - self._low) or max(abs(self._low), TINY)
         open_now = lattice.coordinates(running)
@@ -179,12 +189,16 @@ class Belief:
 
     @property
     def best_by_guess(self) -> NDArray[np.float64]:
-        """Least feasible objective, warped, with what runs, in each guess; infinite without one."""
+        """Least feasible objective, warped, with what runs, in each guess.
+
+        Where there is none the worst that is known if other searches told it, else infinity.
+        """
         runs = self._objective.running
         kept = np.ones(runs.shape, dtype=bool)
         for limit in self._limits:
             kept &= limit.running <= 0
-        known = self.warped(self.best) if math.isfinite(self.best) else math.inf
+        known = min(self.best, self._worst)
+        known = self.warped(known) if math.isfinite(known) else math.inf
         least: NDArray[np.float64] = np.where(kept, runs, math.inf).min(axis=0, initial=known)
         return least
 
@@ -226,7 +240,7 @@ class Belief:
         score = self.possible()[:, 0]
         if math.isfinite(self.best):
             score = score + norm.logcdf((self.warped(self.best) - mean) / deviation)[:, 0]
-        score[cdist(self.settings, self._known, "chebyshev").min(axis=1) < TINY] = -math.inf
+        score[cdist(self.settings, self._seen, "chebyshev").min(axis=1) < TINY] = -math.inf
         likeliest = self.settings[np.argsort(-score)[:LIKELIEST]]
         likeliest = likeliest[: int(np.isfinite(score).sum())]
         if not len(likeliest):
@@ -242,12 +256,14 @@ class Belief:
         middle, spread = values.mean(), _spread_of(values)
         scaled = (values - middle) / spread
         noise = WhiteKernel(1e-3, (1e-5, 3e-2))
-        process = GaussianProcessRegressor(_smooth(self.lattice) + noise, alpha=1e-8)
+        searches = self._known.shape[1] - len(self.lattice.names)
+        process = GaussianProcessRegressor(_smooth(self.lattice, searches) + noise, alpha=1e-8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound
             process.fit(self._known, scaled)
         guessed = np.empty((0, 1))
         if len(running):
+            running = _at_home(running, searches)
             expected, covariance = process.predict(running, return_cov=True)
             guessed = self._random.multivariate_normal(
                 expected, covariance, GUESSES, method="eigh"
@@ -255,7 +271,7 @@ class Belief:
             seen = np.concatenate([np.repeat(scaled[:, None], GUESSES, axis=1), guessed])
             process = GaussianProcessRegressor(process.kernel_, alpha=1e-8, optimizer=None)
             process.fit(np.concatenate([self._known, running]), seen)
-        return Model(process, float(middle), spread, guessed * spread + middle)
+        return Model(process, searches, float(middle), spread, guessed * spread + middle)
 
 
 def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
@@ -287,6 +303,7 @@ class Model:
     """A Gaussian process of one quantity, without the noise of its observations."""
 
     process: GaussianProcessRegressor
+    searches: int  # other ones, of which something is known
     middle: float
     spread: float
     running: NDArray[np.float64]
@@ -299,7 +316,7 @@ class Model:
 
     def at(self, places: Coordinates) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and standard deviation, `[settings, guesses]`."""
-        mean, deviation = self.process.predict(places, return_std=True)
+        mean, deviation = self.process.predict(_at_home(places, self.searches), return_std=True)
         deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-10))
         shape = len(places), self.guesses
         return mean.reshape(shape) * self.spread + self.middle, deviation.reshape(
@@ -308,7 +325,7 @@ class Model:
 
     def drawn(self, places: Coordinates, random: np.random.Generator) -> NDArray[np.float64]:
         """Return functions that may be true, `[settings, DRAWS]`."""
-        mean, covariance = self.process.predict(places, return_cov=True)
+        mean, covariance = self.process.predict(_at_home(places, self.searches), return_cov=True)
         within = 2e-6 - self._noise  # what a factorisation needs
         factor = np.linalg.cholesky(covariance + within * np.eye(len(places)))
         drawn = mean[:, None] + factor @ random.standard_normal((len(places), DRAWS))
@@ -320,14 +337,23 @@ class Model:
         return float(self.process.kernel_.k2.noise_level)
 
 
-def _smooth(lattice: Lattice) -> Kernel:
-    """Return a kernel: what is smooth over all parameters, and a share of each block's own."""
+def _at_home(places: Coordinates, searches: int) -> Coordinates:
+    """Return coordinates of the search itself, beside so many others."""
+    return np.hstack([places, np.zeros((len(places), searches))])
+
+
+def _smooth(lattice: Lattice, searches: int = 0) -> Kernel:
+    """Return a kernel: what is smooth over all parameters, and a share of each block's own.
+
+    Another search is one apart in a dimension of its own (Swersky et al., NeurIPS 2013, in short).
+    """
     strength = strength_of(lattice.names)
     bounds = np.array(
         [
             SMOOTH_BLOCKS if name == LAYER else SMOOTH_STRENGTH if name == strength else SMOOTH
             for name in lattice.names
         ]
+        + [ALIKE] * searches
     )
     kernel: Kernel = Matern(np.sqrt(bounds.prod(axis=1)), bounds, nu=2.5)
     if LAYER in lattice.names:

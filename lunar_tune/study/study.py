@@ -38,7 +38,8 @@ INTERRUPTED = "interrupted"
 POINTS_QUEUED = "starting_points_queued"
 FORMAT_NOTE, FORMAT = "format", 4  # of what is kept of a search; raised when that changes
 AGAIN_OF = "again_of"
-LINES, AT_SECOND = "lines", "at_second"  # of the goal: what a trial told, and which one is aimed at
+AT_SECOND = "at_second"  # whether the next trial is aimed at the second line of the goal
+EARLIER = "earlier"  # what other searches were told
 EQUAL = "equal"  # the bound that stands for the first line where the second is aimed at
 _KEPT = ("retain_rows", "retain_exact", "max_new_tokens", "answers_digest")  # as in a row
 
@@ -60,19 +61,37 @@ class Told:
     """What is made small where the objective tells nothing apart; None where it is not known."""
     bound_errors: Mapping[str, float] = field(default_factory=dict)
     """Standard errors of the scores that are bounded, by bound."""
+    search: int = 0
+    """Which of the searches that a search starts from told it, from 1; 0 is the search itself."""
+
+    @classmethod
+    def by(cls, goal: Goal, parameters: Mapping[str, Any], scores: Mapping[str, float]) -> Told:
+        """Return what a trial's scores tell of a goal."""
+        return cls(
+            parameters,
+            goal.value(scores),
+            goal.violations(scores),
+            goal.error(scores),
+            goal.second(scores),
+            goal.bound_errors(scores),
+        )
 
     @classmethod
     def of(cls, study: optuna.Study) -> list[Told]:
         """Return what was told, by number; of a failure that repeats itself the worst scores."""
+        notes = study.user_attrs
+        goal = Goal.read(*notes["goal"]) if "goal" in notes else None
         return [
-            cls(
-                one.params,
-                float(one.value or 0.0),
-                one.constraints,
-                **one.user_attrs.get(LINES, {}),
-            )
+            cls.by(goal, one.params, one.user_attrs["scores"])
+            if goal is not None and "scores" in one.user_attrs
+            else cls(one.params, float(one.value or 0.0), one.constraints)
             for one in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         ]
+
+    @classmethod
+    def earlier(cls, study: optuna.Study) -> list[Told]:
+        """Return what the searches were told from which a search starts."""
+        return [cls(**one) for one in study.user_attrs.get(EARLIER, ())]
 
     @property
     def is_feasible(self) -> bool:
@@ -81,8 +100,11 @@ class Told:
 
 
 def aimed_at(study: optuna.Study) -> list[Told]:
-    """Return what was told, by the line of the goal at which the next trial is aimed."""
-    told = Told.of(study)
+    """Return what was told, by the line of the goal at which the next trial is aimed.
+
+    What the searches were told from which it starts is among it.
+    """
+    told = Told.of(study) + Told.earlier(study)
     return at_second(told) if study.user_attrs.get(AT_SECOND) else told
 
 
@@ -91,13 +113,15 @@ def at_second(told: Sequence[Told]) -> list[Told]:
 
     It is kept by what cannot be told apart from the best of those that are feasible.
     """
-    best = min((one for one in told if one.is_feasible), key=lambda one: one.value)
+    own = [one for one in told if not one.search]
+    best = min((one for one in own if one.is_feasible), key=lambda one: one.value)
     worst = max(one.second for one in told if one.second is not None)
     return [
         Told(
             one.parameters,
             worst if one.second is None else one.second,
             {**one.missed, EQUAL: one.value - best.value - least_apart(one.error, best.error)},
+            search=one.search,
         )
         for one in told
     ]
@@ -120,6 +144,7 @@ class Study:
         distributions: Mapping[str, BaseDistribution],
         sampler: Callable[[int], optuna.samplers.BaseSampler],
         starting_points: Sequence[Mapping[str, Any]] = (),
+        earlier: Sequence[Told] = (),
     ) -> None:
         self._goal = goal
         self.distributions, self._sampler = dict(distributions), sampler
@@ -134,6 +159,7 @@ class Study:
         if POINTS_QUEUED not in self._study.user_attrs:
             for point in starting_points:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
+            self.note(EARLIER, [dataclasses.asdict(one) for one in earlier])
             self.note(POINTS_QUEUED, value=True)
 
     def _take_up(self) -> None:
@@ -155,6 +181,11 @@ class Study:
         """What it was told, by number, of trials that have all parameters."""
         names = self.distributions.keys()
         return [one for one in Told.of(self._study) if names <= one.parameters.keys()]
+
+    @property
+    def earlier(self) -> list[Told]:
+        """What the searches were told from which it starts."""
+        return Told.earlier(self._study)
 
     @property
     def waits(self) -> bool:
@@ -235,11 +266,6 @@ class Study:
             "losses": list(result.losses),
             "checks": [dataclasses.asdict(check) for check in result.checks],
             "answers_digest": answers_digest,
-            LINES: {
-                "error": self._goal.error(scores),
-                "second": self._goal.second(scores),
-                "bound_errors": self._goal.bound_errors(scores),
-            },
         }.items():
             trial.set_user_attr(key, fact)
         self._tell(trial, value, violations)

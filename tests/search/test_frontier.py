@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 
 from lunar_tune.driver.samplers import SAMPLERS, sampler_at
 from lunar_tune.study.belief import Lattice
+from lunar_tune.study.study import EARLIER, Told
 
 SPACE: Mapping[str, BaseDistribution] = {
     "layer": IntDistribution(0, 11),
@@ -45,9 +47,18 @@ def trained(setting: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def search(
-    space: Mapping[str, BaseDistribution], landscape: Any, *, sampler: str, seed: int, count: int
+    space: Mapping[str, BaseDistribution],
+    landscape: Any,
+    *,
+    sampler: str,
+    seed: int,
+    count: int,
+    earlier: Sequence[Told] = (),
 ) -> list[optuna.trial.FrozenTrial]:
     study = optuna.create_study()
+    study.set_user_attr(EARLIER, [dataclasses.asdict(one) for one in earlier])
+    for one in earlier[:1]:  # a search has the best of an earlier one first
+        study.enqueue_trial(dict(one.parameters))
     for number in range(count):
         study.sampler = sampler_at(SAMPLERS[sampler], seed, number)
         trial = study.ask(dict(space))
@@ -69,6 +80,53 @@ def test_it_finds_the_best_block_at_the_floor(seed: int) -> None:
     settings = [tuple(one.params.values()) for one in trials]
     assert len({*settings}) == 15, "none is tried twice"
     assert all(one.params["ridge"] == 0.1 for one in trials)
+
+
+def steeper(setting: Mapping[str, Any]) -> tuple[float, float]:
+    """Like `falling`, but each coefficient does as much as one of 1.25 times of it there."""
+    return falling({**setting, "coefficient": 1.25 * setting["coefficient"]})
+
+
+def told_of(trials: Sequence[optuna.trial.FrozenTrial]) -> list[Told]:
+    """Return what trials told another search, its best first."""
+    told = [Told(one.params, one.value or 0.0, one.constraints, search=1) for one in trials]
+    return sorted(told, key=lambda one: (not one.is_feasible, one.value))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_another_search_was_told_is_worth_its_trials(seed: int) -> None:
+    """The best of the other one misses the floor here, by what the steeper functions do more."""
+    earlier = told_of(search(SPACE, falling, sampler="frontier", seed=9, count=20))
+    assert steeper(earlier[0].parameters)[1] < 0.8
+    trials = search(SPACE, steeper, sampler="frontier", seed=seed, count=4, earlier=earlier)
+    assert best(trials) < 0.0025 + 0.05
+    without = search(SPACE, steeper, sampler="frontier", seed=seed, count=4)
+    assert not any(one.constraints[BOUND] <= 0 and (one.value or 0) < 0.1 for one in without)
+
+
+def test_another_search_that_misleads_is_found_out() -> None:
+    def mirrored(setting: Mapping[str, Any]) -> tuple[float, float]:
+        return falling({**setting, "layer": 11 - setting["layer"]})
+
+    earlier = told_of(search(SPACE, mirrored, sampler="frontier", seed=9, count=20))
+    trials = search(SPACE, falling, sampler="frontier", seed=0, count=15, earlier=earlier)
+    assert best(trials) < 0.0025 + 0.03
+
+
+def test_while_the_first_trials_run_what_other_searches_told_is_all_that_is_known() -> None:
+    earlier = told_of(search(SPACE, falling, sampler="frontier", seed=9, count=20))
+    study = optuna.create_study()
+    study.set_user_attr(EARLIER, [dataclasses.asdict(one) for one in earlier])
+    study.enqueue_trial(dict(earlier[0].parameters))
+    asked = []
+    for number in range(4):
+        study.sampler = sampler_at(SAMPLERS["frontier"], 0, number)
+        asked.append(study.ask(dict(SPACE)).params)
+    assert len({tuple(one.values()) for one in asked}) == 4
+    for setting in asked:  # a sixth of the space is like this
+        forget, retain = falling(setting)
+        assert forget < 0.45
+        assert retain > 0.75
 
 
 @pytest.mark.parametrize("seed", range(3))

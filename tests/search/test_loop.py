@@ -15,6 +15,7 @@ from test_study import frozen, study_in
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.loop import DONE, SearchLoop, keep_answers
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.metrics.goal import goal_of
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
@@ -48,7 +49,9 @@ class Heard:
         self.layer_prior = outcome.layer_prior
         if self.refuses:
             raise InputError("nothing to forget")
-        return study_in(self.folder.path)
+        study = study_in(self.folder.path)
+        study.note("goal", goal_of(self.loop.config).text)
+        return study
 
     def ended(self, row: TrialRow) -> None:
         assert self.study.row(row.number) == row, "the study has it already"

@@ -83,7 +83,9 @@ class InSpace(Heard):
     """A loop on a study of two parameters."""
 
     def begin(self, _: Outcome) -> Study:
-        return study_in(self.folder.path, space=SPACE, seed=self.loop.config.seed)
+        study = study_in(self.folder.path, space=SPACE, seed=self.loop.config.seed)
+        study.note("goal", GOAL.text)
+        return study
 
 
 def scores(parameters: dict[str, float]) -> tuple[float, float]:

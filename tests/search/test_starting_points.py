@@ -278,41 +278,58 @@ def starts(plan: SearchPlan) -> str:
     return plan.facts["starting points"]
 
 
-def test_the_best_of_other_searches_are_a_studys_first_trials(tmp_path: Path) -> None:
+def test_the_best_of_searches_of_other_models_are_a_studys_first_trials(tmp_path: Path) -> None:
     """The confirmed best; else the best feasible one as searched."""
     other = FOUND | {"layer": 3}
     third = FOUND | {"coefficient": 1.5}
     trials = (FOUND, GOOD), (other, BETTER), (third, INFEASIBLE)
-    one = searched(tmp_path, "one", *trials, confirmed=0)
-    two = searched(tmp_path, "two", *trials)
+    one = searched(tmp_path, "one", *trials, confirmed=0, model="other")
+    two = searched(tmp_path, "two", *trials, model="other")
     file = best_file(tmp_path, parameters=third)
     plan = planned(tmp_path, start_from=(str(tmp_path / "runs" / one), two, file))
 
     assert first_trials(plan, tmp_path, 4) == [FOUND, other, third, OWN]
     places = f"found in {tmp_path / 'runs/one'}, found in two, found in {file}"
     assert starts(plan) == f"4 ({places}, the space's own)"
+    assert "earlier trials" not in plan.facts
 
-    own = searched(tmp_path, "own", (OWN, GOOD))
+    own = searched(tmp_path, "own", (OWN, GOOD), model="other")
     plan = planned(tmp_path, start_from=(own, own, file))
     assert plan.space.starting_points == (OWN, third), "what is the same is tried once"
     assert starts(plan) == f"2 (found in own, found in {file})"
 
 
-def test_of_a_search_the_best_of_three_layers_are_tried_of_several_in_turn(tmp_path: Path) -> None:
-    settings = [FOUND | {"layer": layer, "coefficient": c} for layer, c in enumerate((1, 2, 3, 4))]
-    scores = [(0.4, 0.9), (0.1, 0.9), (0.2, 0.9), (0.3, 0.9)]
-    same_layer = (settings[1] | {"coefficient": 2.5}, (0.15, 0.9))
-    one = searched(tmp_path, "one", *zip(settings, scores, strict=True), same_layer)
-    plan = planned(tmp_path, start_from=(one, "none"))
-    assert list(plan.space.starting_points) == [settings[1], settings[2], settings[3]]
-    assert starts(plan) == "3 (found in one (3))"
+def test_of_the_same_model_every_trial_counts_by_the_goal_of_the_new_search(
+    tmp_path: Path,
+) -> None:
+    other = FOUND | {"layer": 3, "coefficient": 9.0}
+    one = searched(tmp_path, "one", (FOUND, GOOD), (other, INFEASIBLE))
+    solved = {"layer": 1, "coefficient": 2.0, "ridge": 0.1}
+    two = searched(tmp_path, "two", (solved, BETTER), solver="closed_form")
+    three = searched(tmp_path, "three", (FOUND, GOOD), model="other")
+    plan = planned(tmp_path, start_from=(one, two, three), constrain=("retain_rouge1>=0.4",))
+    assert starts(plan) == "1 (found in one)", "what is the same is tried once"
+    assert plan.facts["earlier trials"] == "2 of one, 1 of two"
 
-    two = searched(tmp_path, "two", *zip(settings, reversed(scores), strict=True))
-    plan = planned(tmp_path, start_from=(one, two, "none"))
-    # Of the one 1, 2, 3; of the other 2, 1, 0; what is the same is tried once.
-    assert list(plan.space.starting_points) == [settings[n] for n in (1, 2, 3, 0)]
-    others = [searched(tmp_path, name, *zip(settings, scores, strict=True)) for name in "abcdef"]
-    assert len(planned(tmp_path, start_from=(*others, "none")).space.starting_points) == 3
+    study = open_study(Folder(tmp_path), plan.space, plan.config, plan.found.numbered)
+    told = open_study(Folder(tmp_path), plan.space, plan.config).earlier
+    assert told == study.earlier, "a resumed search has them, too"
+    usual = solved.keys() - {"ridge"}
+    assert [dict(one.parameters) for one in told] == [
+        FOUND,
+        other,  # where it was, outside of the space
+        {name: solved[name] for name in usual} | {"learning_rate": OWN["learning_rate"]},
+    ]
+    assert [(one.value, one.search) for one in told] == [(0.5, 1), (0.0, 1), (0.25, 2)]
+    missed = [one.missed["retain_rouge1>=0.4"] for one in told]
+    assert missed == pytest.approx([-0.5, -0.1, -0.5])
+
+
+def test_trials_that_lack_what_the_goal_takes_do_not_count(tmp_path: Path) -> None:
+    one = searched(tmp_path, "one", (FOUND, GOOD))
+    plan = planned(tmp_path, start_from=(one,), minimise="forget_mrr")
+    assert starts(plan) == "2 (found in one, the space's own)"
+    assert plan.found.numbered == []
 
 
 def test_without_the_spaces_own_points_the_found_ones_are_tried(tmp_path: Path) -> None:
@@ -342,7 +359,7 @@ def test_of_another_solver_layer_and_coefficient_are_taken_and_the_rest_is_as_us
     tmp_path: Path,
 ) -> None:
     setting = {"layer": 2, "coefficient": 4.0, "ridge": 0.1}
-    solved = searched(tmp_path, "solved", (setting, GOOD), solver="closed_form")
+    solved = searched(tmp_path, "solved", (setting, GOOD), solver="closed_form", model="other")
     plan = planned(tmp_path, start_from=(solved,))
     expected = {"layer": 2, "coefficient": 4.0, "learning_rate": OWN["learning_rate"]}
     assert plan.space.starting_points[0] == expected
@@ -352,7 +369,8 @@ def test_of_another_solver_layer_and_coefficient_are_taken_and_the_rest_is_as_us
 
 def test_found_settings_follow_the_best_layer_in_the_narrowed_range(tmp_path: Path) -> None:
     """The layer is moved once, from where it was found to the nearest that is left."""
-    name = searched(tmp_path, "one", (FOUND | {"layer": 0, "coefficient": 9.0}, GOOD))
+    setting = FOUND | {"layer": 0, "coefficient": 9.0}
+    name = searched(tmp_path, "one", (setting, GOOD), model="other")
     plan = planned(tmp_path, start_from=(name,), layer_prior="auto")
     assert starts(plan) == "2 (found in one with coefficient 9 → 8, the space's own)"
     scored = plan.with_prior(prior_of(CURVE, [1, 2]))

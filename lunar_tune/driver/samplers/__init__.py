@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 
@@ -13,7 +13,7 @@ from lunar_tune.driver.space import SearchSpace
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.registry import Registry
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.study import Study
+from lunar_tune.study.study import Study, Told
 
 STARTUP_TRIALS = 8  # of Optuna's samplers, at random
 
@@ -55,8 +55,10 @@ def sampler_at(
         return make(own)
 
 
-def open_study(folder: Folder, space: SearchSpace, config: SearchConfig) -> Study:
-    """Open a search's study, or make it."""
+def open_study(
+    folder: Folder, space: SearchSpace, config: SearchConfig, earlier: Sequence[Told] = ()
+) -> Study:
+    """Open a search's study, or make it, with what `earlier` searches were told."""
     make = SAMPLERS[config.sampler]
     return Study(
         folder.journal,
@@ -65,4 +67,5 @@ def open_study(folder: Folder, space: SearchSpace, config: SearchConfig) -> Stud
         distributions=space.parameters,
         sampler=lambda begun: sampler_at(make, config.seed, begun),
         starting_points=space.starting_points,
+        earlier=earlier,
     )

@@ -14,7 +14,6 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
@@ -22,7 +21,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
-from lunar_tune.study.study import aimed_at
+from lunar_tune.study.study import Told, aimed_at
 
 FIRST, FIRST_ALONE = 5, 2
 """Trials, far from each other, before anything is modelled; where one parameter is searched."""
@@ -42,12 +41,18 @@ class FrontierSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the parameters of earlier trials; a first trial has none."""
-        told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        space = intersection_search_space(told) if told else {}
+        """Return the parameters of earlier trials; a first trial has none.
+
+        Nor have the first few, unless other searches have told something.
+        """
+        others = _others(study, trial)
+        # A trial that was killed as it was asked for lacks some.
+        space = max((one.distributions for one in others), key=len, default={})
+        if Told.earlier(study):
+            return space
         alone = sum(not kind.single() for kind in space.values()) == 1
-        first = FIRST_ALONE if alone else FIRST
-        return {} if len(_others(study, trial)) < first else space
+        enough = len(others) >= (FIRST_ALONE if alone else FIRST)
+        return space if enough and Told.of(study) else {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
