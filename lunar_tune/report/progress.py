@@ -72,6 +72,8 @@ class SearchDisplay(ExitStack):
 
     def doing(self, text: str | None) -> None:
         """Show what is being done beside trials, in the place of what was shown; None ends it."""
+        for task in self._bar.task_ids:  # there may have been fewer trials than were allowed
+            self._bar.update(task, total=self._done)
         self.close()
         if text is not None:
             self.enter_context(working(self._console, text))
