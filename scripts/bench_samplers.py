@@ -194,10 +194,7 @@ def settings_of(
 
     `at_once` trials are asked for before any of them is told, in order.
     """
-    study, make = optuna.create_study(direction="minimize"), maker_of(name)
-    study.set_user_attr(EARLIER, [dataclasses.asdict(one) for one in subject.earlier])
-    for start in subject.starts:
-        study.enqueue_trial(dict(start))
+    study, make = study_of(subject), maker_of(name)
     told: list[tuple[Mapping[str, Any], float]] = []
     while len(told) < subject.count:
         trials = []
@@ -208,6 +205,15 @@ def settings_of(
             scores = subject.surface.at(trial.params)
             told.append((trial.params, tell(study, trial, scores, subject)))
     return told
+
+
+def study_of(subject: Subject) -> optuna.Study:
+    """Return a study that begins as a search does."""
+    study = optuna.create_study(direction="minimize")
+    study.set_user_attr(EARLIER, [dataclasses.asdict(one) for one in subject.earlier])
+    for start in subject.starts:
+        study.enqueue_trial(dict(start))
+    return study
 
 
 def tell(
@@ -334,12 +340,13 @@ def ended_alone(subject: Subject, name: str, seed: int) -> tuple[int, float]:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     goal = Goal.read("forget_rouge1", [f"retain_rouge1>={subject.floor}"])
-    outlook = Outlook(goal=goal, space=subject.distributions, seed=seed)
-    study, make, told = optuna.create_study(), maker_of(name), list[float]()
+    space = subject.distributions
+    outlook = Outlook(goal=goal, space=space, seed=seed, earlier=subject.earlier)
+    study, make, told = study_of(subject), maker_of(name), list[float]()
     with threadpool_limits(1):
         while len(told) < MOST and not outlook.is_enough(Told.of(study)):
             study.sampler = sampler_at(make, seed, len(told))
-            trial = study.ask(subject.distributions)
+            trial = study.ask(space)
             told.append(tell(study, trial, subject.surface.at(trial.params), subject))
     return len(told), min(told)
 
@@ -389,8 +396,8 @@ def told_elsewhere(sources: Sequence[Subject], target: Subject, name: str, seed:
 
 def started(
     sources: Sequence[Subject], subject: Subject, name: str, seed: int
-) -> tuple[list[float], list[float]]:
-    """Search a surface from what was found on others, and from nothing."""
+) -> tuple[list[float], list[float], tuple[int, float]]:
+    """Search a surface from what was found on others, and from nothing; and until it is enough."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     earlier = told_elsewhere(sources, subject, name, seed)
     found = [one for one in earlier if one.is_feasible]
@@ -399,7 +406,7 @@ def started(
     start = {one: nearest_of(kinds[one], value) for one, value in first.items()}
     warm = dataclasses.replace(subject, starts=[start], earlier=earlier, count=AFTER[-1])
     cold = dataclasses.replace(subject, count=AFTER[-1])
-    return replay(warm, name, seed, 1), replay(cold, name, seed, 1)
+    return replay(warm, name, seed, 1), replay(cold, name, seed, 1), ended_alone(warm, name, seed)
 
 
 def print_starts(
@@ -407,7 +414,8 @@ def print_starts(
 ) -> Table:
     """Return a table of searches that start from those of other surfaces of the same model."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("surface", "from", *(f"{how} {n}" for n in AFTER for how in ("from", "cold"))):
+    compared = (f"{how} {n}" for n in AFTER for how in ("from", "cold"))
+    for header in ("surface", "from", *compared, "ends after", "regret"):
         table.add_column(header)
     context = multiprocessing.get_context("spawn")
     usual = SearchConfig.num_trials
@@ -422,12 +430,14 @@ def print_starts(
             for chosen in [*alone, *([others] if len(others) > 1 else ())]:
                 sources = [Subject(surface=each, floor=floor, count=usual) for each in chosen]
                 ask = partial(started, sources, Subject(surface=one, floor=floor), name)
-                found = np.array([*pool.map(ask, range(seeds))]) - one.least(floor)
-                cells = []
+                *searched, ended = zip(*pool.map(ask, range(seeds)), strict=True)
+                found, cells = np.array(searched) - one.least(floor), []
                 for after in AFTER:
-                    for regrets in found[:, :, :after].min(axis=2).T:
+                    for regrets in found[:, :, :after].min(axis=2):
                         middle = np.quantile(regrets, 0.5, method="higher")
                         cells.append(f"{middle:.3f} {np.mean(regrets <= NEARLY):4.0%}")
+                counts, least = np.array(ended).T
+                cells += [f"{np.median(counts):.0f}", f"{least.max() - one.least(floor):.4f}"]
                 table.add_row(one.name, ", ".join(each.name for each in chosen) or "-", *cells)
     return table
 
@@ -588,6 +598,7 @@ def bench(
         table = print_starts(surfaces, retain_floor, names[0], seeds=seeds, processes=processes)
         console.print(table)
         console.print(f"median regret after so many trials, and share of at most {NEARLY}")
+        console.print("from the others, when it ends by itself: median of the trials, most regret")
         return
     if kept:
         subjects = [Subject(surface=one, floor=retain_floor) for one in surfaces]
