@@ -1,7 +1,8 @@
 """What trials say of settings that were not tried: Gaussian processes over a lattice.
 
 One models the objective, one each bound (Gardner et al., ICML 2014). What they know of unlearning:
-blocks are ordered, and each has a share of its own; an objective is modelled by its logarithm.
+blocks are ordered, and each has a share of its own; an objective is modelled by its logarithm; by
+how much a bound is missed has a trend along a method's strength.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
 from lunar_tune.study.rows import LAYER
-from lunar_tune.study.study import Told
+from lunar_tune.study.study import EQUAL, Told
 
 STRENGTHS: Final = ("coefficient", "learning_rate")
 """Parameters of which more means that less is known afterwards; the first one searched is it."""
@@ -42,6 +43,7 @@ LEAST_SPREAD, UNKNOWN_SPREAD = 0.02, 0.3  # of scores; where they hardly differ 
 SMOOTH_BLOCKS, SMOOTH_STRENGTH, SMOOTH = (0.08, 0.5), (0.15, 1.5), (0.3, 3.0)
 OWN_BLOCKS: Final = 0.7
 ALIKE: Final = (0.7, 5.0)  # of searches, which are 1 apart: a correlation of .31 to .97
+STEADY: Final = 0.1  # draws a trend to none, as a trial whose lever is the root of it
 FLOOR: Final = 0.3  # of the objectives seen so far, added before their logarithm is taken
 
 Coordinates = NDArray[np.float64]
@@ -180,7 +182,11 @@ class Belief:
         names = [*told[0].missed]
         missed = np.array([[one.missed.get(name, 0.0) for name in names] for one in told])
         self._objective = self._modelled(self.warped(values), open_now)
-        self._limits = [self._modelled(_tamed(one), open_now) for one in missed.T]
+        # Equality is a bound that nothing keeps by more than errors: it ends where a trend goes on.
+        self._limits = [
+            self._modelled(_tamed(one), open_now, trend=name != EQUAL)
+            for name, one in zip(names, missed.T, strict=True)
+        ]
 
     @cached_property
     def settings(self) -> Coordinates:
@@ -252,7 +258,16 @@ class Belief:
         least: NDArray[np.float64] = values.min(axis=0)
         return least
 
-    def _modelled(self, values: NDArray[np.float64], running: Coordinates) -> Model:
+    def _modelled(
+        self, values: NDArray[np.float64], running: Coordinates, *, trend: bool = False
+    ) -> Model:
+        slope = np.zeros(len(self.lattice.names))
+        strength = strength_of(self.lattice.names)
+        if trend and strength is not None:
+            place = self.lattice.names.index(strength)
+            levers = self._known[:, place] - self._known[:, place].mean()
+            slope[place] = levers @ values / (levers @ levers + STEADY)
+        values = values - self._known[:, : len(slope)] @ slope
         middle, spread = values.mean(), _spread_of(values)
         scaled = (values - middle) / spread
         noise = WhiteKernel(1e-3, (1e-5, 3e-2))
@@ -263,15 +278,16 @@ class Belief:
             process.fit(self._known, scaled)
         guessed = np.empty((0, 1))
         if len(running):
-            running = _at_home(running, searches)
-            expected, covariance = process.predict(running, return_cov=True)
+            open_now = _at_home(running, searches)
+            expected, covariance = process.predict(open_now, return_cov=True)
             guessed = self._random.multivariate_normal(
                 expected, covariance, GUESSES, method="eigh"
             ).T
             seen = np.concatenate([np.repeat(scaled[:, None], GUESSES, axis=1), guessed])
             process = GaussianProcessRegressor(process.kernel_, alpha=1e-8, optimizer=None)
-            process.fit(np.concatenate([self._known, running]), seen)
-        return Model(process, searches, float(middle), spread, guessed * spread + middle)
+            process.fit(np.concatenate([self._known, open_now]), seen)
+        told = guessed * spread + middle + (running @ slope)[:, None]
+        return Model(process, searches, float(middle), spread, slope, told)
 
 
 def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
@@ -306,6 +322,7 @@ class Model:
     searches: int  # other ones, of which something is known
     middle: float
     spread: float
+    slope: NDArray[np.float64]  # of its trend, along each parameter
     running: NDArray[np.float64]
     """What trials that run will tell `[trials, guesses]`."""
 
@@ -319,9 +336,8 @@ class Model:
         mean, deviation = self.process.predict(_at_home(places, self.searches), return_std=True)
         deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-10))
         shape = len(places), self.guesses
-        return mean.reshape(shape) * self.spread + self.middle, deviation.reshape(
-            shape
-        ) * self.spread
+        mean = mean.reshape(shape) * self.spread + self._trend(places)
+        return mean, deviation.reshape(shape) * self.spread
 
     def drawn(self, places: Coordinates, random: np.random.Generator) -> NDArray[np.float64]:
         """Return functions that may be true, `[settings, DRAWS]`."""
@@ -329,8 +345,12 @@ class Model:
         within = 2e-6 - self._noise  # what a factorisation needs
         factor = np.linalg.cholesky(covariance + within * np.eye(len(places)))
         drawn = mean[:, None] + factor @ random.standard_normal((len(places), DRAWS))
-        values: NDArray[np.float64] = drawn * self.spread + self.middle
+        values: NDArray[np.float64] = drawn * self.spread + self._trend(places)
         return values
+
+    def _trend(self, places: Coordinates) -> NDArray[np.float64]:
+        trend: NDArray[np.float64] = self.middle + (places @ self.slope)[:, None]
+        return trend
 
     @property
     def _noise(self) -> float:

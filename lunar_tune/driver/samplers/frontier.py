@@ -23,13 +23,13 @@ from threadpoolctl import threadpool_limits
 from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
 from lunar_tune.study.study import Told, aimed_at
 
-FIRST, FIRST_ALONE = 5, 2
+FIRST, FIRST_ALONE = 4, 2
 """Trials, far from each other, before anything is modelled; where one parameter is searched."""
 FIRST_RANGES: Final = {"coefficient": (0.15, 0.7)}
 """Of a parameter's range: where something is to be seen."""
 DRAWN: Final = 8  # values of a parameter, of which the farthest is taken
 POSSIBLE: Final = 0.3  # least probability at which a setting counts as inside of the frontier
-INSIDE: Final = 1.0  # by how much less the logarithm of a gain counts off the frontier
+INSIDE: Final = 3.0  # by how much less the logarithm of a gain counts off the frontier
 
 
 class FrontierSampler(optuna.samplers.BaseSampler):
