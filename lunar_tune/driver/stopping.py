@@ -12,12 +12,12 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 
 from lunar_tune.metrics.goal import Goal, Metric
+from lunar_tune.study.rows import LEAST_BELIEVED
 from lunar_tune.study.study import Told, at_second
 
 GAIN: Final = 0.01  # of a metric's range; what is less is none
 LITTLE: Final = 0.05  # chance of a gain at which a search knows enough
 IN_ROW: Final = 3  # trials that have to say so, one after the other
-LEAST: Final = 5  # trials, of which something is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,17 @@ class Outlook:
 
     def note(self, told: Sequence[Told]) -> dict[str, Any] | None:
         """Return what is to be kept of it as plain values; None where too little is known."""
-        if len(told) < LEAST:
+        if len(told) < LEAST_BELIEVED:
             return None
+        second = self.second_chance(told) if self.is_at_second(told) else None
+        chance = self.chance(told)
         return {
-            "chance": self.chance(told),
+            "chance": chance,
             "gain": gain(self.goal.objective, told),
             "settled": self.is_settled(told),
-            "second_chance": self.second_chance(told) if self.is_at_second(told) else None,
+            "second_chance": second,
             "enough": self.is_enough(told),
+            "more": max(chance, second or 0.0) > LITTLE,  # to gain, as far as is known now
         }
 
     def chance(self, told: Sequence[Told]) -> float:
@@ -76,7 +79,7 @@ class Outlook:
 
     def before(self, told: Sequence[Told]) -> dict[str, float] | None:
         """Return what is kept of it with the trial that follows; None where too little is known."""
-        if len(told) < LEAST:
+        if len(told) < LEAST_BELIEVED:
             return None
         return dataclasses.asdict(self._prospect(self.goal.objective, told, self.earlier))
 
@@ -89,7 +92,7 @@ class Outlook:
 
     def _says_little(self, told: Sequence[Told], chance: Callable[[Sequence[Told]], float]) -> bool:
         last = [told[: len(told) - less] for less in range(IN_ROW)]
-        return len(last[-1]) >= LEAST and all(chance(one) <= LITTLE for one in last)
+        return len(last[-1]) >= LEAST_BELIEVED and all(chance(one) <= LITTLE for one in last)
 
     def _prospect(self, metric: Metric, told: Sequence[Told], earlier: Sequence[Told]) -> Prospect:
         key = metric, tuple((one.value, *one.parameters.values()) for one in told)
@@ -123,7 +126,7 @@ def kept_again(
     None where too little is known, or no standard errors are.
     """
     one = next((one for one in told if one.parameters == parameters), None)
-    if one is None or len(told) < LEAST or not any(one.bound_errors.values()):
+    if one is None or len(told) < LEAST_BELIEVED or not any(one.bound_errors.values()):
         return None
     from threadpoolctl import threadpool_limits
 

@@ -11,12 +11,11 @@ from lunar_tune.errors import InputError
 from lunar_tune.metrics.goal import score_label
 from lunar_tune.report import marks
 from lunar_tune.report.parameter_charts import mapped_rows
-from lunar_tune.study.rows import LAYER, alike
+from lunar_tune.study.rows import LAYER, LEAST_BELIEVED, alike
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Told
 
 _CELLS = 24  # of the coefficient's range
-_LEAST = 5  # trials, of which something is believed
 
 
 def beliefs(search: StoredSearch) -> alt.ConcatChart:
@@ -28,22 +27,21 @@ def beliefs(search: StoredSearch) -> alt.ConcatChart:
     """
     from threadpoolctl import threadpool_limits
 
-    from lunar_tune.study.belief import Belief, Lattice  # loads scikit-learn
+    from lunar_tune.study.belief import Belief, Lattice, values_of  # loads scikit-learn
 
     distributions = search.study.distributions
     rows = [row for row in mapped_rows(search) if distributions.keys() <= row.parameters.keys()]
-    if len(rows) < _LEAST or not {LAYER, "coefficient"} <= search.study.ranges.keys():
+    if len(rows) < LEAST_BELIEVED or not {LAYER, "coefficient"} <= search.study.ranges.keys():
         raise InputError(
-            f"no picture of what is believed: it takes {_LEAST} completed trials of a search of "
-            "layer and coefficient."
+            f"no picture of what is believed: it takes {LEAST_BELIEVED} completed trials of a "
+            "search of layer and coefficient."
         )
     goal, lattice = search.goal, Lattice.of(distributions)
     told = [Told(row.parameters, row.reached, goal.violations(row.scores)) for row in rows]
     first = next(iter(alike(rows)), rows[0])
     layers = lattice.axes[lattice.names.index(LAYER)]
     kind = search.study.ranges["coefficient"]
-    spaced = np.geomspace if kind.log else np.linspace
-    edges = spaced(kind.low, kind.high, _CELLS + 1)
+    edges = values_of(kind, _CELLS + 1)
     cells = [*product(layers, pairwise(edges))]
     settings = [
         {**first.parameters, LAYER: layer, "coefficient": sum(ends) / 2} for layer, ends in cells

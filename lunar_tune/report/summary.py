@@ -154,7 +154,7 @@ def next_commands(
         save = ["--save", _shown(folder / "model"), *config.permitting("trust_remote_code")]
         commands[purpose] = command("export", here, *trial, *save)
     outlook = results.study.notes.get("outlook")
-    if results.ending is None and outlook is not None and not outlook["enough"]:
+    if results.ending is None and outlook is not None and outlook.get("more", False):
         more = ["--num-trials", str(2 * config.num_trials)]
         again = command("search", *config.resuming(Path(here)), *more)
         commands["go on, there is something to gain:"] = again

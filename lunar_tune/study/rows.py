@@ -26,6 +26,7 @@ VERDICT_SCORES = ("forget_refused", "forget_degenerate")
 ERROR = "± standard error"
 """What a row of standard errors is called that stands below one of scores."""
 LEAST_TRIALS = 10  # fewer tell `parameter_importance` next to nothing
+LEAST_BELIEVED = 5  # trials of which something is believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

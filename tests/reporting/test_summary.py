@@ -240,6 +240,9 @@ def test_where_the_best_does_not_decline_the_best_setting_that_does_is_named(
     assert "decline" not in " ".join(cautions(bounded))
 
 
+CHANCE = {"chance": 0.2, "gain": 0.01, "settled": False, "second_chance": None, "enough": False}
+
+
 def test_the_next_commands_are_those_for_a_shell_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +261,11 @@ def test_the_next_commands_are_those_for_a_shell_here(
             ["search --resume runs/n", compare, f"{export} --trial 0 {save}"],
         ),
         (results_of([missed]), [compare, again]),
+        (results_of([missed], outlook={"more": False, **CHANCE}), [compare, again]),
+        (
+            results_of([missed], outlook={"more": True, **CHANCE}),
+            [compare, "search --resume runs/n --num-trials 40", again],
+        ),
         (results_of([failed]), [f"{compare} --save runs/n/page.html", again]),
     ):
         commands = list(next_commands(config, folder, results, ("--data", "my file")).values())

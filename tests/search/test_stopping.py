@@ -92,6 +92,9 @@ def test_nothing_is_below_the_least_score_and_a_list_that_was_tried_holds_nothin
     zero = [Told(one, float(one["layer"] != 4), {BOUND: -0.1}) for one in settings]
     outlook = Outlook(goal=GOAL, space=SPACE, seed=0)
     assert outlook.chance(zero) == 0
+    note = outlook.note(zero[:5])
+    assert note is not None
+    assert (note["more"], note["enough"]) == (False, False), "it takes three trials to end"
     blocks = {"layer": optuna.distributions.CategoricalDistribution([*range(9)])}
     some = [Told({"layer": one}, 0.9 - 0.05 * one, {BOUND: -0.1}) for one in range(9)]
     assert Outlook(goal=GOAL, space=blocks, seed=0).chance(some[:7]) > 0.05
