@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from lunar_tune.study.study import Told
 from lunar_tune.trial.layer_scores import LayerPrior
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.yaml_files import describe_mistakes, read_yaml
+
+MOST_TOLD: Final = 100  # trials of another search, evenly over it: what is fitted takes their cube
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,10 @@ def found_in(
 ) -> Found:
     """Return what other searches have found: folders, names in `output`, or `best.yaml` files.
 
-    Of a search of the same model it is what every trial told, and of the first such one the best
-    setting; of others the best setting, its layer carried over by relative depth. `spec`,
-    `n_layers` (blocks of the model), `space` and `goal` are the new search's. An InputError lists
-    those that cannot be read or are of another method.
+    Of a search of the same model it is what trials told, `MOST_TOLD` at most, and of the first
+    such one the best setting; of others the best setting, its layer carried over by relative depth.
+    `spec`, `n_layers` (blocks of the model), `space` and `goal` are the new search's. An InputError
+    lists those that cannot be read or are of another method.
     """
     problems, method = Problems(), spec.method
     usual, points, by_search = usual_point(space), list[StartingPoint](), dict[str, Any]()
@@ -140,7 +143,7 @@ def found_in(
                     )
                 )
             if told:
-                by_search[search] = tuple(told)
+                by_search[search] = tuple(told[:: math.ceil(len(told) / MOST_TOLD)])
     problems.raise_if_any(InputError)
     return Found(tuple(points), by_search)
 
@@ -163,9 +166,7 @@ def _carried(
 class _Found(BaseModel):
     """The best setting of a search, as in `best.yaml`, and perhaps its trials."""
 
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="ignore", arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     model: str = ""
     method: str

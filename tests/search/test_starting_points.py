@@ -26,6 +26,7 @@ from tracked_searches import TAGS, make_search
 from lunar_tune.cli.layers import layers as LAYERS
 from lunar_tune.cli.search import search as SEARCH
 from lunar_tune.config.options import SearchConfig
+from lunar_tune.driver import starting_points
 from lunar_tune.driver.persistence import resumed, search_document, signature_of
 from lunar_tune.driver.plan import SearchPlan, make_folder, plan_search
 from lunar_tune.driver.samplers import open_study
@@ -323,6 +324,16 @@ def test_of_the_same_model_every_trial_counts_by_the_goal_of_the_new_search(
     assert [(one.value, one.search) for one in told] == [(0.5, 1), (0.0, 1), (0.25, 2)]
     missed = [one.missed["retain_rouge1>=0.4"] for one in told]
     assert missed == pytest.approx([-0.5, -0.1, -0.5])
+
+
+def test_of_a_long_search_trials_count_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting_points, "MOST_TOLD", 3)
+    trials = [(FOUND | {"coefficient": 1.0 + n}, (0.5 - n / 10, 0.9)) for n in range(5)]
+    one = searched(tmp_path, "one", *trials)
+    told = planned(tmp_path, start_from=(one,)).found.numbered
+    assert [told_one.parameters["coefficient"] for told_one in told] == [1.0, 3.0, 5.0]
 
 
 def test_trials_that_lack_what_the_goal_takes_do_not_count(tmp_path: Path) -> None:
