@@ -145,6 +145,7 @@ def test_a_click_on_a_point_shows_its_answers_and_marks_its_row(page: Page, tmp_
     point.click()
     chosen = page.locator("tr.chosen")
     expect(chosen).to_have_attribute("data-number", "1")
+    expect(page.locator("table.trials tbody tr:visible")).to_have_count(4)  # the form is reset then
     assert numbers(page) == [0, 1, 2, 3]
     shown = page.locator(".answers:visible")
     expect(shown).to_be_in_viewport()
