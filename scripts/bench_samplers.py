@@ -400,11 +400,16 @@ def started(
     """Search a surface from what was found on others, and from nothing; and until it is enough."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     earlier = told_elsewhere(sources, subject, name, seed)
-    found = [one for one in earlier if one.is_feasible]
-    first = min(found, key=lambda one: (one.search, one.value)).parameters
     kinds: Mapping[str, Any] = subject.distributions
-    start = {one: nearest_of(kinds[one], value) for one, value in first.items()}
-    warm = dataclasses.replace(subject, starts=[start], earlier=earlier, count=AFTER[-1])
+    best: dict[int, Told] = {}
+    for one in sorted(earlier, key=lambda one: one.value):
+        if one.is_feasible:
+            best.setdefault(one.search, one)
+    starts = [
+        {name: nearest_of(kinds[name], value) for name, value in best[search].parameters.items()}
+        for search in sorted(best)
+    ]
+    warm = dataclasses.replace(subject, starts=starts, earlier=earlier, count=AFTER[-1])
     cold = dataclasses.replace(subject, count=AFTER[-1])
     return replay(warm, name, seed, 1), replay(cold, name, seed, 1), ended_alone(warm, name, seed)
 

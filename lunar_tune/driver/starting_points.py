@@ -113,10 +113,10 @@ def found_in(
 ) -> Found:
     """Return what other searches have found: folders, names in `output`, or `best.yaml` files.
 
-    Of a search of the same model it is what trials told, `MOST_TOLD` at most, and of the first
-    such one the best setting; of others the best setting, its layer carried over by relative depth.
-    `spec`, `n_layers` (blocks of the model), `space` and `goal` are the new search's. An InputError
-    lists those that cannot be read or are of another method.
+    It is the best setting of each, its layer carried over by relative depth, and of a search of the
+    same model what trials told, `MOST_TOLD` at most. `spec`, `n_layers` (blocks of the model),
+    `space` and `goal` are the new search's. An InputError lists those that cannot be read or are of
+    another method.
     """
     problems, method = Problems(), spec.method
     usual, points, by_search = usual_point(space), list[StartingPoint](), dict[str, Any]()
@@ -135,13 +135,12 @@ def found_in(
                     for row in found.rows
                     if goal.is_known(row.scores)
                 ]
-            if not told or not by_search:
-                points.append(
-                    dataclasses.replace(
-                        _carried(found.parameters, search, depth=found.n_layers, n_layers=n_layers),
-                        completed=found.solver != method.variant,
-                    )
+            points.append(
+                dataclasses.replace(
+                    _carried(found.parameters, search, depth=found.n_layers, n_layers=n_layers),
+                    completed=found.solver != method.variant,
                 )
+            )
             if told:
                 by_search[search] = tuple(told[:: math.ceil(len(told) / MOST_TOLD)])
     problems.raise_if_any(InputError)

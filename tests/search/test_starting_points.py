@@ -309,17 +309,17 @@ def test_of_the_same_model_every_trial_counts_by_the_goal_of_the_new_search(
     two = searched(tmp_path, "two", (solved, BETTER), solver="closed_form")
     three = searched(tmp_path, "three", (FOUND, GOOD), model="other")
     plan = planned(tmp_path, start_from=(one, two, three), constrain=("retain_rouge1>=0.4",))
-    assert starts(plan) == "1 (found in one)", "what is the same is tried once"
+    usual = f"found in two with the usual learning_rate {OWN['learning_rate']:g}"
+    assert starts(plan) == f"2 (found in one, {usual})", "what is the same is tried once"
     assert plan.facts["earlier trials"] == "2 of one, 1 of two"
 
     study = open_study(Folder(tmp_path), plan.space, plan.config, plan.found.numbered)
     told = open_study(Folder(tmp_path), plan.space, plan.config).earlier
     assert told == study.earlier, "a resumed search has them, too"
-    usual = solved.keys() - {"ridge"}
     assert [dict(one.parameters) for one in told] == [
         FOUND,
         other,  # where it was, outside of the space
-        {name: solved[name] for name in usual} | {"learning_rate": OWN["learning_rate"]},
+        {"layer": 1, "coefficient": 2.0, "learning_rate": OWN["learning_rate"]},
     ]
     assert [(one.value, one.search) for one in told] == [(0.5, 1), (0.0, 1), (0.25, 2)]
     missed = [one.missed["retain_rouge1>=0.4"] for one in told]
