@@ -278,7 +278,7 @@ class Belief:
             process.fit(self._known, scaled)
         guessed = np.empty((0, 1))
         if len(running):
-            open_now = _at_home(running, searches)
+            open_now = _at_home(running, self._known.shape[1])
             expected, covariance = process.predict(open_now, return_cov=True)
             guessed = self._random.multivariate_normal(
                 expected, covariance, GUESSES, method="eigh"
@@ -287,7 +287,7 @@ class Belief:
             process = GaussianProcessRegressor(process.kernel_, alpha=1e-8, optimizer=None)
             process.fit(np.concatenate([self._known, open_now]), seen)
         told = guessed * spread + middle + (running @ slope)[:, None]
-        return Model(process, searches, float(middle), spread, slope, told)
+        return Model(process, float(middle), spread, slope, told)
 
 
 def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
@@ -319,7 +319,6 @@ class Model:
     """A Gaussian process of one quantity, without the noise of its observations."""
 
     process: GaussianProcessRegressor
-    searches: int  # other ones, of which something is known
     middle: float
     spread: float
     slope: NDArray[np.float64]  # of its trend, along each parameter
@@ -333,7 +332,7 @@ class Model:
 
     def at(self, places: Coordinates) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and standard deviation, `[settings, guesses]`."""
-        mean, deviation = self.process.predict(_at_home(places, self.searches), return_std=True)
+        mean, deviation = self.process.predict(self._at_home(places), return_std=True)
         deviation = np.sqrt(np.maximum(deviation**2 - self._noise, 1e-10))
         shape = len(places), self.guesses
         mean = mean.reshape(shape) * self.spread + self._trend(places)
@@ -341,12 +340,15 @@ class Model:
 
     def drawn(self, places: Coordinates, random: np.random.Generator) -> NDArray[np.float64]:
         """Return functions that may be true, `[settings, DRAWS]`."""
-        mean, covariance = self.process.predict(_at_home(places, self.searches), return_cov=True)
+        mean, covariance = self.process.predict(self._at_home(places), return_cov=True)
         within = 2e-6 - self._noise  # what a factorisation needs
         factor = np.linalg.cholesky(covariance + within * np.eye(len(places)))
         drawn = mean[:, None] + factor @ random.standard_normal((len(places), DRAWS))
         values: NDArray[np.float64] = drawn * self.spread + self._trend(places)
         return values
+
+    def _at_home(self, places: Coordinates) -> Coordinates:
+        return _at_home(places, self.process.X_train_.shape[1])
 
     def _trend(self, places: Coordinates) -> NDArray[np.float64]:
         trend: NDArray[np.float64] = self.middle + (places @ self.slope)[:, None]
@@ -357,9 +359,9 @@ class Model:
         return float(self.process.kernel_.k2.noise_level)
 
 
-def _at_home(places: Coordinates, searches: int) -> Coordinates:
-    """Return coordinates of the search itself, beside so many others."""
-    return np.hstack([places, np.zeros((len(places), searches))])
+def _at_home(places: Coordinates, width: int) -> Coordinates:
+    """Return coordinates of the search itself, where those of others have so many in all."""
+    return np.pad(places, ((0, 0), (0, width - places.shape[1])))
 
 
 def _smooth(lattice: Lattice, searches: int = 0) -> Kernel:

@@ -252,8 +252,7 @@ class Study:
         It has an estimate where it was asked fewer than all `n_retain` questions to keep.
         """
         scores = {name: float(value) for name, value in result.evaluation.scores.items()}
-        value, violations = self._goal.value(scores), self._goal.violations(scores)
-        if not all(map(math.isfinite, (value, *violations.values()))):
+        if not self._goal.is_known(scores):
             self.fail(number, "a score is not a finite number", deterministic=True)
             return
         trial, retain_rows = self._open[number], int(scores["retain_rows"])
@@ -268,7 +267,7 @@ class Study:
             "answers_digest": answers_digest,
         }.items():
             trial.set_user_attr(key, fact)
-        self._tell(trial, value, violations)
+        self._tell(trial, self._goal.value(scores), self._goal.violations(scores))
         del self._open[number]
 
     def fail(
