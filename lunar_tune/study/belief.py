@@ -45,6 +45,7 @@ OWN_BLOCKS: Final = 0.7
 ALIKE: Final = (0.7, 5.0)  # of searches, which are 1 apart: a correlation of .31 to .97
 STEADY: Final = 0.1  # draws a trend to none, as a trial whose lever is the root of it
 FLOOR: Final = 0.3  # of the objectives seen so far, added before their logarithm is taken
+LITTLE_LEFT: Final = math.log(FLOOR + 0.01)  # such a logarithm, just above the least one seen
 
 Coordinates = NDArray[np.float64]
 """`[settings, parameters]`, each from 0 to 1."""

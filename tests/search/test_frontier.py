@@ -83,6 +83,18 @@ def test_it_finds_the_best_block_at_the_floor(seed: int) -> None:
     assert all(one.params["ridge"] == 0.1 for one in trials)
 
 
+def used_up(setting: Mapping[str, Any]) -> tuple[float, float]:
+    """Little is left to forget from retain .92 on, nothing in the deeper blocks."""
+    retain = falling(setting)[1]
+    return max(0.02 * (setting["layer"] < 6), 12 * retain - 11), retain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_is_left_to_forget_it_comes_back_from_the_floor(seed: int) -> None:
+    trials = search(SPACE, used_up, sampler="frontier", seed=seed, count=12)
+    assert sum(falling(one.params)[1] > 0.84 for one in trials[FIRST:]) >= 2
+
+
 def steeper(setting: Mapping[str, Any]) -> tuple[float, float]:
     """Like `falling`, but each coefficient does as much as one of 1.25 times of it there."""
     return falling({**setting, "coefficient": 1.25 * setting["coefficient"]})

@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from lunar_tune.study.belief import TINY, Belief, Lattice, strength_of, values_of
+from lunar_tune.study.belief import LITTLE_LEFT, TINY, Belief, Lattice, strength_of, values_of
 from lunar_tune.study.study import Told, aimed_at
 
 FIRST, FIRST_ALONE = 4, 2
@@ -118,6 +118,8 @@ def proposed(belief: Belief) -> NDArray[np.float64]:
         gain = deviation * (z * norm.cdf(z) + norm.pdf(z))
         score = np.where(found, np.log(np.maximum(gain, 1e-300)), 0.0) + possible
     on = np.stack([_on_frontier(belief.lattice, one) for one in possible.T], axis=1)
+    if found.any():  # where as little is left already, more strength gains nothing
+        on |= (mean + deviation <= LITTLE_LEFT) & (possible >= math.log(POSSIBLE))
     total: NDArray[np.float64] = logsumexp(score - INSIDE * ~on, axis=1)
     return total
 
