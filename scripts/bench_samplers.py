@@ -474,10 +474,10 @@ def kept_on_new(
     if not feasible:
         return None
     best = min(feasible)[1]
-    said = kept_again(subject.distributions, told, told[best].parameters)
+    said = kept_again(subject.distributions, told)
     # The questions that it was judged on are no part of the new ones.
     kept = float(norm.sf(subject.floor, true[best], NOISE))
-    return (said, kept) if said is not None else None
+    return (said[best], kept) if said is not None else None
 
 
 def print_kept(subjects: Sequence[Subject], name: str, *, seeds: int, processes: int) -> Table:

@@ -23,7 +23,7 @@ from lunar_tune.driver.persistence import (
 )
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.driver.samplers import open_study
-from lunar_tune.driver.stopping import kept_again
+from lunar_tune.driver.stopping import note_of_kept_again
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
 from lunar_tune.metrics.goal import goal_of
@@ -38,7 +38,7 @@ from lunar_tune.report.summary import (
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
 from lunar_tune.study.folder import Folder
-from lunar_tune.study.rows import TrialRow
+from lunar_tune.study.rows import TrialRow, best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
 from lunar_tune.tracking.sync import Tracker
@@ -246,7 +246,11 @@ class SearchSession:
             "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
             "repeating": dict(result.evaluation.repeating),
             "whole_cost": result.evaluation.whole_cost,
-            "kept_again": kept_again(self.study.distributions, self.study.told, row.parameters),
+            **note_of_kept_again(
+                self.study.distributions,
+                self.study.told,
+                [row, *best_first(self.study.rows())],
+            ),
         }
         self.study.note("confirmed", confirmed)
         write_best(self._stored(), self.plan)

@@ -99,13 +99,19 @@ class SearchResults(Summary, StoredSearch):
 
     @property
     def kept_again(self) -> str | None:
-        """How likely the best setting keeps the bounds on new questions, in a sentence."""
-        chance = (self.study.notes.get("confirmed") or {}).get("kept_again")
-        if chance is None:
+        """How likely the best setting keeps the bounds on new questions; which is likelier to."""
+        note = self.study.notes.get("confirmed") or {}
+        if note.get("kept_again") is None:
             return None
         asked = in_words(self.goal.constraints)
-        likely = _in_percent(chance)
-        return f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
+        likely = _in_percent(note["kept_again"])
+        text = f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
+        if note.get("surer") is None:
+            return text
+        number, chance = note["surer"]
+        objective = self.goal.objective.name
+        reached = f"{score_label(objective)} {format_score(self.rows[number].scores, objective)}"
+        return f"{text}; trial {number} ({reached}): {_in_percent(chance)}"
 
     @property
     def equals(self) -> str | None:

@@ -291,28 +291,27 @@ class Belief:
         return Model(process, float(middle), spread, slope, told)
 
 
-def chance_kept(lattice: Lattice, told: Sequence[Told], one: Told) -> float:
-    """Return the probability that a setting that was tried keeps all bounds on new questions.
+def chances_kept(lattice: Lattice, told: Sequence[Told]) -> NDArray[np.float64]:
+    """Return the probability that each setting told keeps all bounds on new questions.
 
     As many of the same kind: a score lies around what all trials say of it, whose standard errors
     are the noise, by its own standard error once more. So the luck with which a setting was chosen
     does not count.
     """
-    known, chance = lattice.coordinates([each.parameters for each in told]), 1.0
-    for bound in one.missed:
-        missed = _tamed(np.array([each.missed.get(bound, 0.0) for each in told]))
+    known, chances = lattice.coordinates([one.parameters for one in told]), np.ones(len(told))
+    for bound in told[0].missed:
+        missed = _tamed(np.array([one.missed.get(bound, 0.0) for one in told]))
         middle, spread = missed.mean(), _spread_of(missed)
-        errors = np.array([each.bound_errors.get(bound, 0.0) for each in told])
+        errors = np.array([one.bound_errors.get(bound, 0.0) for one in told])
         noise = np.maximum((errors / spread) ** 2, 1e-6)
         process = GaussianProcessRegressor(_smooth(lattice), alpha=noise)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(known, (missed - middle) / spread)
-        place = lattice.coordinates([one.parameters])
-        (mean,), (deviation,) = process.predict(place, return_std=True)
-        unsure = math.hypot(deviation * spread, one.bound_errors.get(bound, 0.0))
-        chance *= float(norm.cdf(-(mean * spread + middle) / max(unsure, TINY)))
-    return chance
+        mean, deviation = process.predict(known, return_std=True)
+        unsure = np.hypot(deviation * spread, errors)
+        chances *= norm.cdf(-(mean * spread + middle) / np.maximum(unsure, TINY))
+    return chances
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from test_loop import Heard
 from test_study import study_in
 from tracked_searches import SPACE as WHOLE_SPACE
 
-from lunar_tune.driver.stopping import Outlook, kept_again
+from lunar_tune.driver.stopping import Outlook, kept_again, note_of_kept_again
 from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import TrialRow, alike, best_first, best_so_far
 from lunar_tune.study.study import EQUAL, Study, Told, at_second
@@ -55,6 +55,34 @@ def test_a_report_names_what_cannot_be_told_apart() -> None:
     exact = [dataclasses.replace(one, error=0.0) for one in ROWS]
     alone = results_of(exact, confirmed={"forget_rouge1": 0.1, "retain_rouge1": 0.85})
     assert alone.equals is None
+
+
+def test_where_the_best_keeps_the_floor_by_luck_a_surer_one_is_named() -> None:
+    """Retain is .98 - .05 c; where c is 4 that is .78, and was measured as .805."""
+    told = [
+        Told(
+            {"coefficient": c},
+            1 - c / 7,
+            {"retain": 0.8 - (0.805 if c == 4 else 0.98 - 0.05 * c)},
+            bound_errors={"retain": 0.03},
+        )
+        for c in (1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
+    ]
+    rows = [trial(n, one.value, 0.9, dict(one.parameters)) for n, one in enumerate(told)]
+    space = {"coefficient": FloatDistribution(0.5, 6.0)}
+    note = note_of_kept_again(space, told, rows[4::-1])
+    number, chance = note["surer"]
+    assert number == 3
+    assert note["kept_again"] < 0.5 < chance
+    assert note_of_kept_again(space, told, rows[3::-1]) == {"kept_again": chance, "surer": None}
+    assert note_of_kept_again(space, told[:4], rows[3::-1]) == {}
+
+    results = results_of(ROWS, confirmed={"forget_rouge1": 0.13, "retain_rouge1": 0.95})
+    results.study.notes["confirmed"] |= {"kept_again": 0.43, "surer": (3, 0.71)}
+    assert results.kept_again == (
+        "on as many new questions of the same kind it keeps retain ROUGE-1 of at least 0.8: "
+        "43% likely; trial 3 (forget ROUGE-1 0.14): 71%"
+    )
 
 
 def test_at_the_second_line_the_first_is_a_bound() -> None:
@@ -132,4 +160,4 @@ def test_one_setting_alone_leaves_nothing_to_gain() -> None:
     assert outlook.is_enough(told)
     assert outlook.before(told) == {"chance": 0.0, "least": 0.5}
     known = [dataclasses.replace(one, bound_errors={"b": 0.1}) for one in told]
-    assert kept_again(fixed, known, known[0].parameters) is None
+    assert kept_again(fixed, known) is None
