@@ -128,15 +128,10 @@ def kept_again(
     """
     if len(told) < LEAST_BELIEVED or not any(any(one.bound_errors.values()) for one in told):
         return None
-    from threadpoolctl import threadpool_limits
-
-    from lunar_tune.study.belief import Lattice, chances_kept
+    from lunar_tune.study.belief import Lattice, chances_kept  # loads scikit-learn
 
     lattice = Lattice.of(space)
-    if not lattice.names:
-        return None
-    with threadpool_limits(1):
-        return [float(chance) for chance in chances_kept(lattice, told)]
+    return [float(chance) for chance in chances_kept(lattice, told)] if lattice.names else None
 
 
 def note_of_kept_again(

@@ -27,6 +27,7 @@ from scipy.stats import norm
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+from threadpoolctl import threadpool_limits
 
 from lunar_tune.study.rows import LAYER
 from lunar_tune.study.study import EQUAL, Told
@@ -305,10 +306,10 @@ def chances_kept(lattice: Lattice, told: Sequence[Told]) -> NDArray[np.float64]:
         errors = np.array([one.bound_errors.get(bound, 0.0) for one in told])
         noise = np.maximum((errors / spread) ** 2, 1e-6)
         process = GaussianProcessRegressor(_smooth(lattice), alpha=noise)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):  # threads make small matrices wait
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(known, (missed - middle) / spread)
-        mean, deviation = process.predict(known, return_std=True)
+            mean, deviation = process.predict(known, return_std=True)
         unsure = np.hypot(deviation * spread, errors)
         chances *= norm.cdf(-(mean * spread + middle) / np.maximum(unsure, TINY))
     return chances
