@@ -142,15 +142,15 @@ def note_of_kept_again(
     And `surer`, number and probability of the next trial that is likelier to keep them than not,
     where the first one is not. Nothing where too little is known.
     """
-    chances = kept_again(space, told)
-    if chances is None:
-        return {}
+    chances = kept_again(space, told) or []
     known = [
         (row.number, chance)
         for row in ranked
-        for one, chance in zip(told, chances, strict=True)
+        for one, chance in zip(told, chances, strict=False)  # none is known, or all
         if one.parameters == row.parameters
     ]
+    if not known:
+        return {}
     surer = next((one for one in known if one[1] >= EVEN), None)
     return {"kept_again": known[0][1], "surer": surer if surer != known[0] else None}
 
