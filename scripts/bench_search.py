@@ -3,8 +3,9 @@
 Covers: for each seed one `python -m lunar_tune.search` in a process of its own, with starting
 points off; the best feasible setting, confirmed; wall time split into start-up, the trials, the
 sampler, what Ray and MLflow add, and the end; how that grows from the first trials to the last; the
-memory of the driver and of its workers over time; all from the search's own outputs and its
-processes.
+memory of the driver and of its workers over time; how likely it is said that the best keeps its
+bounds on new questions, and with --holdout whether it does; all from the search's own outputs and
+its processes.
 Does not cover: a single trial's stages (`bench_trial`), samplers (`bench_samplers`).
 
     scripts/bench_search.py --seeds 10 --num-trials 30 --json FILE
@@ -39,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunar_tune.config.options import RETAIN_FLOOR
+from lunar_tune.study.study import StoredStudy
 from lunar_tune.yaml_files import read_yaml
 
 GOOD_FORGET = 0.15
@@ -75,12 +77,16 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
     if process.returncode not in {0, 3}:
         raise SystemExit(f"seed {seed}: exit code {process.returncode}\n{text}")
     best = output / name / "best.yaml"
-    scores = read_yaml(best)["confirmed"]["scores"] if best.exists() else {}
+    found = read_yaml(best) if best.exists() else {}
+    scores = found["confirmed"]["scores"] if found else {}
+    notes = StoredStudy.read(output / name / "study.journal").notes
     return {
         "seed": seed,
         "wall": wall,
         "forget": scores.get("forget_rouge1"),
         "retain": scores.get("retain_rouge1"),
+        "kept_again": (notes.get("confirmed") or {}).get("kept_again"),
+        "kept": found.get("feasible"),
         **_times(output / name / "study.journal", name, begun, wall),
         "memory_mib": memory,
     }
@@ -197,9 +203,23 @@ def bench(
         f"search {max(row['wall'] for row in figures):.0f} s; Ray and MLflow at most "
         f"{max(row['all']['overhead'] or 0.0 for row in figures):.2f} s a trial (medians)"
     )
+    _print_kept(console, figures)
     _print_growth(console, figures[-1])
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _print_kept(console: Console, figures: Sequence[dict[str, Any]]) -> None:
+    """Show how often the best keeps its bounds, and how likely that was said to be."""
+    known = [row for row in figures if row["kept_again"] is not None]
+    if known:
+        said = sum(row["kept_again"] for row in known) / len(known)
+        kept = sum(row["kept"] for row in known)
+        console.print(
+            f"the best keeps its bounds on new questions, as it is said, with probability "
+            f"{said:.2f} (mean); where it was confirmed (with --holdout on new ones) it kept them "
+            f"in {kept} of {len(known)} searches"
+        )
 
 
 def _print_growth(console: Console, row: dict[str, Any]) -> None:
