@@ -47,10 +47,11 @@ from lunar_tune.config.options import RETAIN_FLOOR, SearchConfig
 from lunar_tune.display import build_progress
 from lunar_tune.driver.samplers import SAMPLERS, STARTUP_TRIALS, sampler_at
 from lunar_tune.driver.space import middle_of, nearest_of
-from lunar_tune.driver.stopping import GAIN, Outlook, kept_again
+from lunar_tune.driver.stopping import GAIN, Outlook
 from lunar_tune.errors import InputError, Problems
 from lunar_tune.files import write_json
 from lunar_tune.metrics.goal import Goal
+from lunar_tune.study.new_questions import kept_again
 from lunar_tune.study.rows import LAYER
 from lunar_tune.study.study import EARLIER, Told
 

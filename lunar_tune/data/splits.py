@@ -234,6 +234,29 @@ def halves_by_edge(
     )
 
 
+def left_out(
+    fitted: Sequence[Record], judged: Sequence[Record], *, share: float, times: int, seed: int
+) -> Iterator[tuple[tuple[Record, ...], tuple[Record, ...]]]:
+    """Yield what is left to fit, and the judged records that are left out: folds of a `share` each.
+
+    A share of what is fitted, rounded down, but one question at least; none is left out twice, and
+    one that stands several times is left out as a whole. Fewer folds than `times` where that many
+    questions are not both fitted and judged; none where a fold would leave nothing to fit.
+    """
+    asked = {normalised(record.question) for record in judged}
+    known = list(dict.fromkeys(normalised(record.question) for record in fitted))
+    both = [question for question in known if question in asked]
+    size = max(1, int(len(known) * share))
+    seeded("left_out", seed).shuffle(both)
+    for start in range(0, min(size * times, len(both)), size):
+        fold = {*both[start : start + size]}
+        if len(fold) < len(known):
+            yield (
+                tuple(record for record in fitted if normalised(record.question) not in fold),
+                tuple(record for record in judged if normalised(record.question) in fold),
+            )
+
+
 def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     """Return how many of `count` places each edge has, without rounding; earlier edges win ties."""
     total = sum(sizes.values())

@@ -20,7 +20,7 @@ from lunar_tune.errors import InputError, LunarTuneError
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.fingerprint import Identity
 from lunar_tune.study.folder import Folder, answers_note, write_result
-from lunar_tune.study.rows import COMPLETE, FAILED, TrialRow, best_first
+from lunar_tune.study.rows import COMPLETE, FAILED, LEAST_BELIEVED, TrialRow, best_first
 from lunar_tune.study.study import Study
 from lunar_tune.trial.references import References
 from lunar_tune.trial.tasks import (
@@ -140,7 +140,13 @@ class SearchLoop:
             return DONE
         best = self._candidates[0]
         self.listener.confirming(best)
-        return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
+        known = len(self.study.told) >= LEAST_BELIEVED  # enough to say how likely it is kept again
+        return Task(
+            kind=CONFIRMATION,
+            number=best.number,
+            parameters=best.parameters,
+            left_out=known and self._goal.floor is not None,
+        )
 
     # What an outcome means.
 

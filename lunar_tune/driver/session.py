@@ -23,9 +23,9 @@ from lunar_tune.driver.persistence import (
 )
 from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.driver.samplers import open_study
-from lunar_tune.driver.stopping import note_of_kept_again
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
+from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.fingerprint import Identity, differing
 from lunar_tune.report.progress import RECORD, SearchDisplay
@@ -37,7 +37,8 @@ from lunar_tune.report.summary import (
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
-from lunar_tune.study.folder import Folder
+from lunar_tune.study.folder import Folder, read_answers
+from lunar_tune.study.new_questions import Gap, gap_of, note_of_kept_again
 from lunar_tune.study.rows import TrialRow, best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
@@ -250,10 +251,17 @@ class SearchSession:
                 self.study.distributions,
                 self.study.told,
                 [row, *best_first(self.study.rows())],
+                self._goal,
+                self._gap(row, outcome.left_out),
             ),
         }
         self.study.note("confirmed", confirmed)
         write_best(self._stored(), self.plan)
+
+    def _gap(self, row: TrialRow, left_out: Sequence[AnswerRow]) -> Gap | None:
+        if not left_out:
+            return None
+        return gap_of(read_answers(self.folder.answers(row.number)), left_out)
 
     def _conclude(self, ending: str | None, *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""

@@ -12,12 +12,11 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 
 from lunar_tune.metrics.goal import Goal, Metric
-from lunar_tune.study.rows import LEAST_BELIEVED, TrialRow
+from lunar_tune.study.rows import LEAST_BELIEVED
 from lunar_tune.study.study import Told, at_second
 
 GAIN: Final = 0.01  # of a metric's range; what is less is none
 LITTLE: Final = 0.05  # chance of a gain at which a search knows enough
-EVEN: Final = 0.5
 IN_ROW: Final = 3  # trials that have to say so, one after the other
 
 
@@ -117,42 +116,6 @@ class Outlook:
 
 def _has_second(told: Sequence[Told]) -> bool:
     return any(one.is_feasible and one.second is not None for one in told)
-
-
-def kept_again(
-    space: Mapping[str, BaseDistribution], told: Sequence[Told]
-) -> Sequence[float] | None:
-    """Return the probability that each trial's setting keeps the bounds on new questions.
-
-    None where too little is known, or no standard errors are.
-    """
-    if len(told) < LEAST_BELIEVED or not any(any(one.bound_errors.values()) for one in told):
-        return None
-    from lunar_tune.study.belief import Lattice, chances_kept  # loads scikit-learn
-
-    lattice = Lattice.of(space)
-    return [float(chance) for chance in chances_kept(lattice, told)] if lattice.names else None
-
-
-def note_of_kept_again(
-    space: Mapping[str, BaseDistribution], told: Sequence[Told], ranked: Sequence[TrialRow]
-) -> dict[str, Any]:
-    """Return what is to be kept of it: how likely the first trial keeps the bounds, `kept_again`.
-
-    And `surer`, number and probability of the next trial that is likelier to keep them than not,
-    where the first one is not. Nothing where too little is known.
-    """
-    chances = kept_again(space, told) or []
-    known = [
-        (row.number, chance)
-        for row in ranked
-        for one, chance in zip(told, chances, strict=False)  # none is known, or all
-        if one.parameters == row.parameters
-    ]
-    if not known:
-        return {}
-    surer = next((one for one in known if one[1] >= EVEN), None)
-    return {"kept_again": known[0][1], "surer": surer if surer != known[0] else None}
 
 
 def gain(metric: Metric, told: Sequence[Told]) -> float:

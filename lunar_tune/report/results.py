@@ -22,7 +22,7 @@ from tabulate import tabulate
 from lunar_tune.display import Summary, markdown
 from lunar_tune.errors import InputError
 from lunar_tune.files import cache_dir, write_atomically
-from lunar_tune.metrics.goal import in_words, score_label
+from lunar_tune.metrics.goal import FLOORED, in_words, score_label
 from lunar_tune.metrics.means import errors_of
 from lunar_tune.report.findings import Findings, cautions
 from lunar_tune.study.rows import (
@@ -106,6 +106,10 @@ class SearchResults(Summary, StoredSearch):
         asked = in_words(self.goal.constraints)
         likely = _in_percent(note["kept_again"])
         text = f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
+        if (gap := note.get("gap")) is not None:
+            unseen, seen = gap["unseen"], gap["unseen"] + gap["mean"]
+            text += f" ({score_label(FLOORED)} of {gap['rows']} of those asked is {unseen:.3f} in "
+            text += f"fits that left them out, {seen:.3f} in its own)"
         if note.get("surer") is None:
             return text
         number, chance = note["surer"]

@@ -292,12 +292,15 @@ class Belief:
         return Model(process, float(middle), spread, slope, told)
 
 
-def chances_kept(lattice: Lattice, told: Sequence[Told]) -> NDArray[np.float64]:
+def chances_kept(
+    lattice: Lattice, told: Sequence[Told], gaps: Mapping[str, tuple[float, float]]
+) -> NDArray[np.float64]:
     """Return the probability that each setting told keeps all bounds on new questions.
 
     As many of the same kind: a score lies around what all trials say of it, whose standard errors
     are the noise, by its own standard error once more. So the luck with which a setting was chosen
-    does not count.
+    does not count. By how much more a bound is missed on questions that no fit sees is in `gaps`,
+    by bound, with a standard error.
     """
     known, chances = lattice.coordinates([one.parameters for one in told]), np.ones(len(told))
     for bound in told[0].missed:
@@ -310,8 +313,9 @@ def chances_kept(lattice: Lattice, told: Sequence[Told]) -> NDArray[np.float64]:
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(known, (missed - middle) / spread)
             mean, deviation = process.predict(known, return_std=True)
-        unsure = np.hypot(deviation * spread, errors)
-        chances *= norm.cdf(-(mean * spread + middle) / np.maximum(unsure, TINY))
+        gap, error = gaps.get(bound, (0.0, 0.0))
+        unsure = np.hypot(np.hypot(deviation * spread, errors), error)
+        chances *= norm.cdf(-(mean * spread + middle + gap) / np.maximum(unsure, TINY))
     return chances
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from lunar_tune.config.options import PUBLISHED_MAX_NEW_TOKENS, READ_TOKENS
+from lunar_tune.data.records import Record
 from lunar_tune.data.splits import sample_by_edge
 from lunar_tune.engine.activations import PromptActivations
 from lunar_tune.engine.answering import Answerer
@@ -15,7 +16,7 @@ from lunar_tune.engine.decoding import PlainAnswerer, generate_tokens, token_bud
 from lunar_tune.methods.contract import Fit
 from lunar_tune.metrics.declining import judged_row, verdict_means
 from lunar_tune.metrics.embedding import Embedder, Refusals, StateEmbedder
-from lunar_tune.metrics.evaluate import JUDGED, Evaluation, Evaluator, Question
+from lunar_tune.metrics.evaluate import JUDGED, AnswerRow, Evaluation, Evaluator, Question
 from lunar_tune.metrics.goal import (
     EMBEDDINGS,
     LIKELIHOODS,
@@ -146,7 +147,7 @@ class Judge:
         `forget_mrr` is measured. It is a DivergenceError if a logit is NaN or infinite.
         """
         budget = max(PUBLISHED_MAX_NEW_TOKENS, self.max_new_tokens) if full else self.max_new_tokens
-        read = max(READ_TOKENS, budget) if self.spec.max_new_tokens is None else budget
+        read = self._read_tokens(budget)
         evaluation = self._evaluator(full=full, whole=reported).evaluate(
             edited_layer=edited_layer,
             max_new_tokens=budget,
@@ -167,6 +168,20 @@ class Judge:
             asked |= set(map(error_name, asked))
             further |= {f"{name}_{one}": mean for one, mean in means.items() if one in asked}
         return replace(evaluation, scores={**evaluation.scores, **further}), budget
+
+    def ask_retain(self, edited_layer: int | None, records: Sequence[Record]) -> list[AnswerRow]:
+        """Ask the model as it is now some of the retain questions, as a trial does."""
+        budget = self.max_new_tokens
+        evaluation = self._evaluator_of({"retain": records}, whole=self._whole_sets).evaluate(
+            edited_layer=edited_layer,
+            max_new_tokens=budget,
+            longer=dict.fromkeys(self._verdict_sets & {"retain"}, self._read_tokens(budget)),
+        )
+        return list(evaluation.rows)
+
+    def _read_tokens(self, budget: int) -> int:
+        """Return the token budget of answers that are read, where others have `budget`."""
+        return max(READ_TOKENS, budget) if self.spec.max_new_tokens is None else budget
 
     def read_on(self, evaluation: Evaluation) -> Evaluation | None:
         """Ask the base model for verdicts alone; None where its answers were long enough."""
@@ -244,30 +259,41 @@ class Judge:
         """Return who asks all questions, or some by edge; answers are `whole`, or may end early."""
         key = full, whole, rows
         if key not in self._evaluators:
-            spec, sets = self.spec, self.spec.data.asked(full=full)
-            early = {*sets} if spec.early_exit and not whole else set()
+            seed, sets = self.spec.seed, self.spec.data.asked(full=full)
+            # Where nobody named a length; one that is named is kept to, the published one too.
+            settle = full and self.spec.max_new_tokens is None
+            entire = {*sets} if whole else self._whole_sets
             if rows is not None:
-                sets = {name: sample_by_edge(sets[name], rows, seed=spec.seed) for name in JUDGED}
-            questions = {}
-            for name, records in sets.items():
-                prompts = self._encoder.prompts([record.question for record in records])
-                asked = zip(records, self.activations.rows_of(prompts), strict=True)
-                if records:
-                    questions[name] = [
-                        Question(record, row, self._row_numbers[name, record])
-                        for record, row in asked
-                    ]
-            self._evaluators[key] = Evaluator(
-                self.answers,
-                self.loaded.tokenizer,
-                questions,
-                rouge_tokenizer=spec.rouge_tokenizer,
-                early_exit=early if rows is not None else early - self._whole_sets,
-                # Where nobody named a length; one that is named is kept to, the published one too.
-                settle=full and spec.max_new_tokens is None,
-                seed=spec.seed,
-            )
+                sets = {name: sample_by_edge(sets[name], rows, seed=seed) for name in JUDGED}
+                entire = {*sets} if whole else set()
+            self._evaluators[key] = self._evaluator_of(sets, whole=entire, settle=settle)
         return self._evaluators[key]
+
+    def _evaluator_of(
+        self,
+        sets: Mapping[str, Sequence[Record]],
+        *,
+        whole: Collection[str],
+        settle: bool = False,
+    ) -> Evaluator:
+        """Return who asks the questions of some sets, of which the answers of `whole` ones are."""
+        questions = {}
+        for name, records in sets.items():
+            prompts = self._encoder.prompts([record.question for record in records])
+            asked = zip(records, self.activations.rows_of(prompts), strict=True)
+            if records:
+                questions[name] = [
+                    Question(record, row, self._row_numbers[name, record]) for record, row in asked
+                ]
+        return Evaluator(
+            self.answers,
+            self.loaded.tokenizer,
+            questions,
+            rouge_tokenizer=self.spec.rouge_tokenizer,
+            early_exit={*sets}.difference(whole) if self.spec.early_exit else set(),
+            settle=settle,
+            seed=self.spec.seed,
+        )
 
     @cached_property
     def _refusals(self) -> Refusals:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from lunar_tune.config.options import AUTO
+from lunar_tune.data.records import Record
+from lunar_tune.data.splits import left_out
 from lunar_tune.display import Concise
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
@@ -21,7 +23,7 @@ from lunar_tune.methods.contract import Edit, Fit, Method, PreparedMethod, Unlea
 from lunar_tune.methods.lunar import LunarMethod, LunarSettings
 from lunar_tune.methods.lunar.method import edited
 from lunar_tune.metrics.embedding import load_sentence_embedder
-from lunar_tune.metrics.evaluate import Evaluation
+from lunar_tune.metrics.evaluate import AnswerRow, Evaluation
 from lunar_tune.metrics.goal import EMBEDDINGS, need_of
 from lunar_tune.models.device import SMALL_MODEL, DeviceMemory, limit_threads, shown_dtype
 from lunar_tune.models.fingerprint import check_same, fingerprint, number_format_of
@@ -34,6 +36,9 @@ from lunar_tune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from lunar_tune.reference import Solver
+
+LEFT_OUT: Final = 1 / 8  # of the retain questions: how many a further fit does not see
+FITS: Final = 4  # of such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -136,8 +141,11 @@ class Worker:
     @cached_property
     def prepared(self) -> PreparedMethod:
         """The method made ready for this model and split; done at first use."""
+        return self._prepared_with(self.spec.data.fit_retain)
+
+    def _prepared_with(self, kept: Sequence[Record]) -> PreparedMethod:
         spec, data = self.spec, self.spec.data
-        forget, retain = map(self.encoder.pairs, (data.fit_forget, data.fit_retain))
+        forget, retain = map(self.encoder.pairs, (data.fit_forget, kept))
         if not self.reference_prompts:
             judge_references(self.references, spec.reference_check)
         task = UnlearningTask(
@@ -203,6 +211,23 @@ class Worker:
             max_new_tokens=budget,
             checks=checks,
         )
+
+    def left_out(self, parameters: Mapping[str, Any]) -> tuple[AnswerRow, ...]:
+        """Return answers of further fits to retain questions that each of them does not see.
+
+        `LEFT_OUT` of the questions at a time, `FITS` times (of cross-validation some folds, and not
+        all, for each takes as long as a fit). All else is as in a trial. None where no fit sees
+        what trials are judged on. Errors are those of `run`.
+        """
+        data, seed = self.spec.data, self.spec.seed
+        sets, rows = (data.fit_retain, data.retain_sample), list[AnswerRow]()
+        for kept, asked in left_out(*sets, share=LEFT_OUT, times=FITS, seed=seed):
+            prepared = self._prepared_with(kept)
+            with self._left_as_it_was(), prepared.unlearning(parameters, seed=seed) as fit:
+                drive(fit, None, partial(self.judge.check, fit))
+                fit.finish()
+                rows += self.judge.ask_retain(fit.edited_layer, asked)
+        return tuple(rows)
 
     def baseline(self, *, full: bool = False, reported: bool = False) -> TrialResult:
         """Evaluate the base model, as `run` does, and keep its answers as drafts for trials.

@@ -18,6 +18,7 @@ from lunar_tune.data.splits import (
     edges_of,
     groups_file,
     halves_by_edge,
+    left_out,
     read_groups,
     resolve_edges,
     sample_by_edge,
@@ -168,6 +169,40 @@ def test_halves_are_a_partition_of_every_edge_that_the_seed_fixes(
     for half in (first, second):
         assert list(half) == sorted(half, key=lambda record: places[record])
     assert halves_by_edge(records, seed=seed) == (first, second)
+
+
+@few
+@given(RECORDS, st.sampled_from([1 / 8, 1 / 3, 1.0]), st.integers(1, 4), st.integers(0, 3))
+def test_what_is_left_out_is_asked_and_not_fitted_and_never_twice(
+    records: tuple[Record, ...], share: float, times: int, seed: int
+) -> None:
+    """Judged are all but the first, once more in other letters, and one that nothing fits."""
+    stranger = Record("B_C", "Does anybody fit this?", "No.")
+    again = [Record(one.edge, one.question.upper(), one.answer) for one in records]
+    judged = (*again[1:], stranger)
+    folds = list(left_out(records, judged, share=share, times=times, seed=seed))
+    both = {normalised(one.question) for one in records} & {
+        normalised(one.question) for one in judged
+    }
+    distinct = len({normalised(one.question) for one in records})
+    seen: set[str] = set()
+    for kept, asked in folds:
+        questions = {normalised(one.question) for one in asked}
+        assert questions
+        assert not questions & seen
+        assert questions <= both
+        assert {normalised(one.question) for one in kept} & questions == set()
+        assert len(kept) + sum(normalised(one.question) in questions for one in records) == len(
+            records
+        )
+        assert kept
+        assert set(asked) <= set(judged)
+        assert len(questions) <= max(1, distinct * share)
+        seen |= questions
+    size = max(1, int(distinct * share))
+    if size < distinct:
+        assert len(seen) == min(len(both), size * times)
+    assert list(left_out(records, judged, share=share, times=times, seed=seed)) == folds
 
 
 def test_groups_are_declared_in_a_file_beside_the_data(tmp_path: Path) -> None:

@@ -336,12 +336,24 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
     assert heard.loop.next("2") == DONE
 
 
+@pytest.mark.parametrize("bound", ["retain_rouge1>=0.5", "retain_rougeL>=0.5"])
+@pytest.mark.parametrize("count", [4, 5])
+def test_questions_are_left_out_where_what_it_says_of_a_floor_can_be_used(
+    tmp_path: Path, bound: str, count: int
+) -> None:
+    heard = begun(tmp_path, num_trials=count, constrain=(bound,))
+    heard.trials(*[ended()] * count)
+    task = heard.next("c")
+    assert (task.kind, task.left_out) == (CONFIRMATION, count == 5 and "rouge1" in bound)
+
+
 def test_a_search_that_knows_enough_starts_no_trial(tmp_path: Path) -> None:
     """No score is below 0; what is noted is what there is to say in the end."""
     for stop, count in (("auto", 7), ("never", 12)):
         heard = begun(tmp_path / stop, num_trials=12, stop=stop)
         heard.trials(*[ended(forget=0.0, retain=1.0)] * count)
-        assert heard.next("last").kind == CONFIRMATION
+        task = heard.next("last")
+        assert (task.kind, task.left_out) == (CONFIRMATION, True)
         outlook = {"chance": 0.0, "gain": 0.01, "settled": True, "second_chance": 0.0}
         outlook |= {"enough": True, "more": False}
         assert heard.study.stored.notes["outlook"] == outlook

@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import norm
 from test_frontier import BOUND, RATES, SPACE, falling, search, trained
 
-from lunar_tune.driver.stopping import Outlook, gain, kept_again
+from lunar_tune.driver.stopping import Outlook, gain
 from lunar_tune.metrics.goal import METRICS, Goal
+from lunar_tune.study.new_questions import kept_again
 from lunar_tune.study.study import Told
 
 GOAL = Goal.read("forget_rouge1", [BOUND])

@@ -25,7 +25,7 @@ from lunar_tune.trial.layer_scores import layer_scores
 from lunar_tune.trial.single import asking
 from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import TRIAL, Task, TaskRunner
-from lunar_tune.trial.worker import Worker
+from lunar_tune.trial.worker import FITS, Worker
 
 Specs = Callable[..., TrialSpec]
 SETTING = {"layer": 1, "coefficient": 20.0, "learning_rate": 0.01}
@@ -53,6 +53,32 @@ def test_a_failed_trial_leaves_the_worker_ready_for_the_next(spec: Specs) -> Non
     assert (again.evaluation, again.losses) == (first.evaluation, first.losses)
     assert worker.run(SETTING, seed=1).losses != first.losses
     assert Worker(spec(seed=1)).run(SETTING).losses == worker.run(SETTING, seed=1).losses
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [({}, SETTING | {"learning_rate": 0.05}), ({"method": "gd"}, {"learning_rate": 0.01})],
+)
+def test_a_question_is_left_out_as_if_the_data_never_had_it(
+    spec: Specs, options: dict[str, Any], setting: dict[str, float]
+) -> None:
+    """The same answers as of a worker whose fit has one question less, asked by `run`."""
+    made = spec(**options)
+    rows = Worker(made).left_out(setting)
+    retain = made.data.fit_retain
+    assert len(rows) == min(FITS, len(retain)), "an eighth of so few is one question"
+    for row in rows:
+        kept = tuple(one for one in retain if one.question != row.question)
+        assert len(kept) == len(retain) - 1
+        worker = Worker(
+            dataclasses.replace(made, data=dataclasses.replace(made.data, fit_retain=kept))
+        )
+        answers = worker.run(setting).evaluation.rows
+        assert row in answers
+    fitted = Worker(made).run(setting).evaluation.rows
+    assert any(row not in fitted for row in rows), "it makes a difference"
+    unseen = dataclasses.replace(made.data, fit_retain=made.data.fit_forget)
+    assert Worker(dataclasses.replace(made, data=unseen)).left_out(setting) == ()
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
