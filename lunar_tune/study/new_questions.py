@@ -17,6 +17,7 @@ from lunar_tune.study.rows import LEAST_BELIEVED, TrialRow
 from lunar_tune.study.study import Told
 
 EVEN: Final = 0.5
+USUAL: Final = 0.1  # standard deviation of gaps around none, before one is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,12 @@ class Gap:
     error: float  # standard error
     rows: int
     unseen: float  # their ROUGE-1 in fits that leave them out
+
+    @property
+    def believed(self) -> tuple[float, float]:
+        """Mean and standard deviation of what the gap may be, where gaps are as `USUAL`."""
+        precision = self.error**-2 + USUAL**-2
+        return self.mean * self.error**-2 / precision, precision**-0.5
 
 
 def gap_of(fitted: Sequence[AnswerRow], left_out: Sequence[AnswerRow]) -> Gap | None:
@@ -61,7 +68,7 @@ def kept_again(
     lattice = Lattice.of(space)
     if not lattice.names:
         return None
-    moved = {bound: (gap.mean, gap.error) for bound, gap in (gaps or {}).items()}
+    moved = {bound: gap.believed for bound, gap in (gaps or {}).items()}
     return [float(chance) for chance in chances_kept(lattice, told, moved)]
 
 

@@ -131,10 +131,12 @@ def test_a_gap_moves_the_chance_as_its_mean_and_its_error_say() -> None:
         Told({"coefficient": c}, 0.1, {FLOOR: -0.04}, bound_errors={FLOOR: 0.03})
         for c in np.linspace(0.5, 6.0, 40)
     ]
-    for mean, error in ((0.0, 0.0), (0.05, 0.0), (0.04, 0.5), (-0.02, 0.02)):
+    grid = np.linspace(-1, 1, 4001)  # of gaps, which are normal around none with .1
+    for mean, error in ((0.05, 0.001), (0.04, 0.05), (-0.02, 0.02), (0.3, 0.2)):
         chances = kept_again(space, told, {FLOOR: Gap(mean, error, 40, 0.7)})
         assert chances is not None
-        expected = norm.cdf((0.04 - mean) / np.hypot(0.03, error))
+        likely = norm.pdf(grid, 0, 0.1) * norm.pdf(mean, grid, error)
+        expected = np.average(norm.cdf((0.04 - grid) / 0.03), weights=likely)
         assert chances[20] == pytest.approx(expected, abs=0.03), (mean, error)
 
 
