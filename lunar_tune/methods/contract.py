@@ -106,6 +106,10 @@ class Method(ABC):
     def prepare(self, task: UnlearningTask) -> PreparedMethod:
         """Do what depends on model and data alone; say what the data lack."""
 
+    def sees_retain(self, parameters: Mapping[str, Any]) -> bool:  # noqa: ARG002  # of some methods
+        """Say whether a fit with such parameters is given what is to be kept."""
+        return True
+
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Check names, or raise an InputError; a method adds what it can check without a model."""
         wanted, given = set(self.parameters), set(parameters)

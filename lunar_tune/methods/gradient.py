@@ -82,6 +82,10 @@ class GradientMethod(TrainedMethod):
     def loss(self, step: Step) -> Tensor:
         """Return the loss of a step, which is minimised."""
 
+    def sees_retain(self, parameters: Mapping[str, Any]) -> bool:
+        """Say whether the loss has a term of answers to keep."""
+        return self.keeps or self.resolved(parameters)[1].retain_weight > 0
+
     def prepare(self, task: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""
         if (self.keeps or self.settings.retain_weight > 0) and not task.retain_pairs:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lunar_tune.reference import Solver
 
 LEFT_OUT: Final = 1 / 8  # of the retain questions: how many a further fit does not see
-FITS: Final = 4  # of such
+FITS, LONG_FITS = 4, 1  # of such; where a fit takes most of a trial's time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -219,9 +219,12 @@ class Worker:
         all, for each takes as long as a fit). All else is as in a trial. None where no fit sees
         what trials are judged on. Errors are those of `run`.
         """
-        data, seed = self.spec.data, self.spec.seed
+        data, seed, method = self.spec.data, self.spec.seed, self.spec.method
         sets, rows = (data.fit_retain, data.retain_sample), list[AnswerRow]()
-        for kept, asked in left_out(*sets, share=LEFT_OUT, times=FITS, seed=seed):
+        times = FITS if method.edits_one_layer else LONG_FITS
+        if not method.sees_retain(parameters):
+            return ()
+        for kept, asked in left_out(*sets, share=LEFT_OUT, times=times, seed=seed):
             prepared = self._prepared_with(kept)
             with self._left_as_it_was(), prepared.unlearning(parameters, seed=seed) as fit:
                 drive(fit, None, partial(self.judge.check, fit))
