@@ -85,7 +85,7 @@ def one_search(output: Path, seed: int, num_trials: int, options: list[str]) -> 
         "wall": wall,
         "forget": scores.get("forget_rouge1"),
         "retain": scores.get("retain_rouge1"),
-        "kept_again": (notes.get("confirmed") or {}).get("kept_again"),
+        "kept_again": (notes.get("new_questions") or {}).get("kept_again"),
         "kept": found.get("feasible"),
         **_times(output / name / "study.journal", name, begun, wall),
         "memory_mib": memory,

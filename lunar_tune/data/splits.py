@@ -234,20 +234,20 @@ def halves_by_edge(
     )
 
 
-def left_out(
+def folds(
     fitted: Sequence[Record], judged: Sequence[Record], *, share: float, times: int, seed: int
 ) -> Iterator[tuple[tuple[Record, ...], tuple[Record, ...]]]:
-    """Yield what is left to fit, and the judged records that are left out: folds of a `share` each.
+    """Yield what is left to fit, and the judged records that are left out of it, `times` at most.
 
-    A share of what is fitted, rounded down, but one question at least; none is left out twice, and
-    one that stands several times is left out as a whole. Fewer folds than `times` where that many
-    questions are not both fitted and judged; none where a fold would leave nothing to fit.
+    Left out is a `share` of the questions that are fitted, one at least, of those that are judged
+    as well; the last fold may be smaller. None is left out twice, one that stands several times as
+    a whole. A fold that would leave nothing to fit is not one.
     """
     asked = {normalised(record.question) for record in judged}
     known = list(dict.fromkeys(normalised(record.question) for record in fitted))
     both = [question for question in known if question in asked]
     size = max(1, int(len(known) * share))
-    seeded("left_out", seed).shuffle(both)
+    seeded("folds", seed).shuffle(both)
     for start in range(0, min(size * times, len(both)), size):
         fold = {*both[start : start + size]}
         if len(fold) < len(known):

@@ -1,7 +1,8 @@
 """The loop of a search: `loop.next` gives a task, `loop.take` takes its outcome.
 
 It knows neither who runs the tasks, nor a screen, nor MLflow: it tells its listener. The base model
-comes first, then the trials, then full evaluations of the best until one keeps the bounds.
+comes first, then the trials, then full evaluations of the best until one keeps the bounds, then how
+that does on new questions.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lunar_tune.trial.references import References
 from lunar_tune.trial.tasks import (
     BASE_MODEL,
     CONFIRMATION,
+    NEW_QUESTIONS,
     TRIAL,
     Failure,
     Outcome,
@@ -58,6 +60,12 @@ class Listener(Protocol):
 
     def confirmed(self, row: TrialRow, outcome: Outcome, *, holds: bool) -> None:
         """Hear what a full evaluation gave; the next best is confirmed unless its result holds."""
+
+    def generalising(self, row: TrialRow) -> None:
+        """Hear that further fits of the confirmed setting are about to leave questions out."""
+
+    def generalised(self, row: TrialRow, outcome: Outcome) -> None:
+        """Hear what they gave; nothing where they have no use."""
 
 
 def keep_answers(study: Study, path: Path, result: TrialResult, *, text: bool) -> None:
@@ -92,6 +100,7 @@ class SearchLoop:
         self._running: dict[str, Task] = {}
         self._started = 0
         self._candidates: list[TrialRow] | None = None
+        self._best: TrialRow | None = None  # confirmed
         self._lost: Counter[tuple[str, int]] = Counter()
 
     @property
@@ -117,7 +126,7 @@ class SearchLoop:
 
     def _next(self) -> NextTask:
         if self.found or self.error is not None:
-            return DONE
+            return self._new_questions()
         late = time.monotonic() > self._deadline
         may_start = self._started < self.config.num_trials and not late and not self.gave_up
         if self.study is not None and may_start:
@@ -140,13 +149,20 @@ class SearchLoop:
             return DONE
         best = self._candidates[0]
         self.listener.confirming(best)
-        known = len(self.study.told) >= LEAST_BELIEVED  # enough to say how likely it is kept again
-        return Task(
-            kind=CONFIRMATION,
-            number=best.number,
-            parameters=best.parameters,
-            left_out=known and self._goal.floor is not None,
-        )
+        return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
+
+    def _new_questions(self) -> NextTask:
+        """Return, once, what shows how the best does on new questions, where that has a use."""
+        row, self._best = self._best, None
+        if self.error is not None or row is None or self.study is None:
+            return DONE
+        if len(self.study.told) < LEAST_BELIEVED:
+            return DONE
+        if self._goal.floor is None:
+            self.listener.generalised(row, Outcome())
+            return DONE
+        self.listener.generalising(row)
+        return Task(kind=NEW_QUESTIONS, number=row.number, parameters=row.parameters)
 
     # What an outcome means.
 
@@ -162,8 +178,10 @@ class SearchLoop:
                 pass
             elif task.kind == BASE_MODEL:
                 self._take_base_model(outcome)
-            else:
+            elif task.kind == CONFIRMATION:
                 self._take_confirmation(task, outcome)
+            elif self.study is not None:
+                self.listener.generalised(self.study.row(task.number), outcome)
         except Exception as error:
             self.error = self.error or error
 
@@ -254,4 +272,5 @@ class SearchLoop:
             # What nothing was tuned on must not choose between settings either.
             kept = self._goal.is_kept(outcome.result.evaluation.scores)
             self.found = self.config.holdout or kept
+        self._best = row if self.found else None
         self.listener.confirmed(row, outcome, holds=self.found)

@@ -25,7 +25,6 @@ from lunar_tune.driver.plan import SearchPlan
 from lunar_tune.driver.samplers import open_study
 from lunar_tune.errors import InputError, LunarTuneError, UnknowingModelError
 from lunar_tune.files import write_atomically
-from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.models.fingerprint import Identity, differing
 from lunar_tune.report.progress import RECORD, SearchDisplay
@@ -37,8 +36,8 @@ from lunar_tune.report.summary import (
     print_result,
 )
 from lunar_tune.signals import EXIT_INTERRUPTED
-from lunar_tune.study.folder import Folder, read_answers
-from lunar_tune.study.new_questions import Gap, gap_of, note_of_kept_again
+from lunar_tune.study.folder import Folder
+from lunar_tune.study.new_questions import gap_of, note_of_kept_again
 from lunar_tune.study.rows import TrialRow, best_first
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import INTERRUPTED, StoredStudy, Study
@@ -177,7 +176,7 @@ class SearchSession:
             "references": dataclasses.asdict(references) if references is not None else None,
             "configuration": document,
             # What an earlier attempt has left, perhaps with fewer trials:
-            **dict.fromkeys(("confirmed", "num_trials", "outlook", "refused")),
+            **dict.fromkeys(("confirmed", "new_questions", "num_trials", "outlook", "refused")),
         }
         for key, value in notes.items():
             self.study.note(key, value)
@@ -247,21 +246,28 @@ class SearchSession:
             "baseline": dict(baseline.evaluation.scores) if baseline is not None else None,
             "repeating": dict(result.evaluation.repeating),
             "whole_cost": result.evaluation.whole_cost,
-            **note_of_kept_again(
-                self.study.distributions,
-                self.study.told,
-                [row, *best_first(self.study.rows())],
-                self._goal,
-                self._gap(row, outcome.left_out),
-            ),
         }
         self.study.note("confirmed", confirmed)
         write_best(self._stored(), self.plan)
 
-    def _gap(self, row: TrialRow, left_out: Sequence[AnswerRow]) -> Gap | None:
-        if not left_out:
-            return None
-        return gap_of(read_answers(self.folder.answers(row.number)), left_out)
+    def generalising(self, row: TrialRow) -> None:
+        """Show that further fits leave questions out."""
+        self._display.doing(f"leaving retain questions out of further fits of trial {row.number}")
+
+    def generalised(self, row: TrialRow, outcome: Outcome) -> None:
+        """Note how likely the best keeps the bounds on new questions, or say why it is unknown."""
+        self._display.doing(None)
+        study, ranked, gap = self.study, [row, *best_first(self.study.rows())], None
+        try:
+            if outcome.failure is not None:
+                raise InputError(outcome.failure.reason)
+            if outcome.unseen:
+                gap = gap_of(self._stored().answer_rows(row.number), outcome.unseen)
+        except InputError as error:
+            warn(self.console, f"how trial {row.number} does on new questions is unknown: {error}")
+            return
+        note = note_of_kept_again(study.distributions, study.told, ranked, self._goal, gap)
+        study.note("new_questions", note)
 
     def _conclude(self, ending: str | None, *, killed: bool) -> None:
         """Write what is made of the study, MLflow's runs among it, and show the result."""

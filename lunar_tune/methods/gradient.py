@@ -75,6 +75,7 @@ class GradientMethod(TrainedMethod):
 
     parameters = ("learning_rate",)
     keeps: bool = False  # whether it needs answers to keep
+    weighs_retain: bool = False  # whether it takes them with the setting `retain_weight`
     references: tuple[str, ...] = ()
     """Which answers it compares with the base model's: see `Step.reference`."""
 
@@ -84,7 +85,8 @@ class GradientMethod(TrainedMethod):
 
     def sees_retain(self, parameters: Mapping[str, Any]) -> bool:
         """Say whether the loss has a term of answers to keep."""
-        return self.keeps or self.resolved(parameters)[1].retain_weight > 0
+        weighs = self.weighs_retain and self.resolved(parameters)[1].retain_weight > 0
+        return self.keeps or weighs
 
     def prepare(self, task: UnlearningTask) -> PreparedGradient:
         """Check that there is what the loss needs; see the contract."""

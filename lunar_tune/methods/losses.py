@@ -125,6 +125,7 @@ class NegativePreference(GradientMethod):
     """NPO, with the usual loss on answers to keep if it has a weight."""
 
     name = "npo"
+    weighs_retain = True
     references = ("forget",)
 
     def loss(self, step: Step) -> Tensor:
@@ -137,6 +138,7 @@ class SimplePreference(GradientMethod):
     """SimNPO, with the usual loss on answers to keep if it has a weight."""
 
     name = "simnpo"
+    weighs_retain = True
 
     def loss(self, step: Step) -> Tensor:
         """Return the loss, and that of answers to keep."""
@@ -156,6 +158,10 @@ class RmuMethod(TrainedMethod):
 
     name = "rmu"
     parameters = ("layer", "coefficient", "learning_rate")
+
+    def sees_retain(self, parameters: Mapping[str, Any]) -> bool:
+        """Say whether keeping activations has a weight."""
+        return self.resolved(parameters)[1].steering_alpha > 0
 
     def prepare(self, task: UnlearningTask) -> PreparedRmu:
         """Check that there is what the loss needs; see the contract."""

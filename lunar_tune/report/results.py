@@ -100,17 +100,17 @@ class SearchResults(Summary, StoredSearch):
     @property
     def kept_again(self) -> str | None:
         """How likely the best setting keeps the bounds on new questions; which is likelier to."""
-        note = self.study.notes.get("confirmed") or {}
-        if note.get("kept_again") is None:
+        note = self.study.notes.get("new_questions") or {}
+        if not note:
             return None
         asked = in_words(self.goal.constraints)
         likely = _in_percent(note["kept_again"])
         text = f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
-        if (gap := note.get("gap")) is not None:
+        if (gap := note["gap"]) is not None:
             unseen, seen = gap["unseen"], gap["unseen"] + gap["mean"]
-            text += f" ({score_label(FLOORED)} of {gap['rows']} of those asked is {unseen:.3f} in "
-            text += f"fits that left them out, {seen:.3f} in its own)"
-        if note.get("surer") is None:
+            text += f" ({score_label(FLOORED)} of {gap['rows']} of those asked is {unseen:.3f} "
+            text += f"where the fit did not see them, {seen:.3f} where it did)"
+        if note["surer"] is None:
             return text
         number, chance = note["surer"]
         objective = self.goal.objective.name

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Final
 
 from optuna.distributions import BaseDistribution
@@ -36,19 +36,19 @@ class Gap:
         return self.mean * self.error**-2 / precision, precision**-0.5
 
 
-def gap_of(fitted: Sequence[AnswerRow], left_out: Sequence[AnswerRow]) -> Gap | None:
+def gap_of(fitted: Sequence[AnswerRow], unseen: Sequence[AnswerRow]) -> Gap | None:
     """Return the gap from answers to the same questions; None where none is in both.
 
     One more question, all of which is lost or won, is counted in its error: a few that are answered
     alike do not say that all are.
     """
-    pairs = [(other.rouge1, row.rouge1) for row, other in paired(left_out, fitted) if other]
+    pairs = [(other.rouge1, row.rouge1) for row, other in paired(unseen, fitted) if other]
     if not pairs:
         return None
-    lost = [seen - unseen for seen, unseen in pairs]
+    lost = [before - after for before, after in pairs]
     mean, n = fmean(lost), len(lost)
     squares = 1 + sum((one - mean) ** 2 for one in lost)
-    return Gap(mean, math.sqrt(squares / (n * (n + 1))), n, fmean(unseen for _, unseen in pairs))
+    return Gap(mean, math.sqrt(squares / (n * (n + 1))), n, fmean(after for _, after in pairs))
 
 
 def kept_again(
@@ -81,9 +81,9 @@ def note_of_kept_again(
 ) -> dict[str, Any]:
     """Return what is to be kept of it: how likely the first trial keeps the bounds, `kept_again`.
 
-    And `surer`, number and probability of the next trial that is likelier to keep them than not,
-    and nearer to the first one's objective than to the worst, where the first one is not; and the
-    first one's gap. Nothing where too little is known.
+    The first one's `gap` is taken for that of all. `surer`, where the first one is likelier to miss
+    them: number and probability of the next trial that is likelier to keep them, among those with
+    the better objectives. Nothing where too little is known.
     """
     floors = [one for one in goal.constraints if (one.metric, one.sense) == (FLOORED, ">=")]
     chances = kept_again(space, told, {str(one): gap for one in floors if gap}) or []
@@ -95,8 +95,8 @@ def note_of_kept_again(
     ]
     if not known:
         return {}
-    _, best, likely = known[0]
+    likely = known[0][2]
     note: dict[str, Any] = {"kept_again": likely, "gap": dataclasses.asdict(gap) if gap else None}
-    half = (best + max(one.value for one in told)) / 2
-    surer = ((n, chance) for n, value, chance in known if chance >= EVEN and value <= half)
+    middle = median(one.value for one in told)
+    surer = ((n, chance) for n, value, chance in known if chance >= EVEN and value <= middle)
     return note | {"surer": next(surer, None) if likely < EVEN else None}

@@ -263,9 +263,9 @@ class Judge:
             # Where nobody named a length; one that is named is kept to, the published one too.
             settle = full and self.spec.max_new_tokens is None
             entire = {*sets} if whole else self._whole_sets
-            if rows is not None:
+            if rows is not None:  # whoever only looks reads nothing
                 sets = {name: sample_by_edge(sets[name], rows, seed=seed) for name in JUDGED}
-                entire = {*sets} if whole else set()
+                entire = set()
             self._evaluators[key] = self._evaluator_of(sets, whole=entire, settle=settle)
         return self._evaluators[key]
 

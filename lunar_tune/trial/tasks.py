@@ -6,12 +6,11 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
 from typing import TYPE_CHECKING, Any, Final
 
-from lunar_tune.errors import EditedModelError, InputError, LunarTuneError, TrialError
+from lunar_tune.errors import EditedModelError, InputError, LunarTuneError
 from lunar_tune.models.device import give_back, is_out_of_memory
 from lunar_tune.models.fingerprint import Identity, identity_of
 from lunar_tune.secrets import without_secrets
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 BASE_MODEL: Final = "base model"
 TRIAL: Final = "trial"
 CONFIRMATION: Final = "confirmation"
+NEW_QUESTIONS: Final = "new questions"
 _LOGGER = logging.getLogger("lunar_tune")
 
 
@@ -32,11 +32,10 @@ _LOGGER = logging.getLogger("lunar_tune")
 class Task:
     """One thing to do with the loaded model."""
 
-    kind: str  # `BASE_MODEL`, `TRIAL` or `CONFIRMATION`
+    kind: str  # `BASE_MODEL`, `TRIAL`, `CONFIRMATION` or `NEW_QUESTIONS`
     number: int = -1  # number of the trial; -1 for the base model
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the setting
     layer_coefficient: float | None = None  # with which layers are scored; None scores none
-    left_out: bool = False  # with a confirmation: whether further fits leave questions out
     known_model: Identity | None = None  # what the search's first worker has found its model to be
     known_references: References | None = None  # and what that does with the reference prompts
 
@@ -63,8 +62,8 @@ class Outcome:
     result: TrialResult | None = None
     failure: Failure | None = None
     baseline: TrialResult | None = None  # with held-out questions: the base model on the same
-    left_out: tuple[AnswerRow, ...] = ()
-    """With a confirmation: answers to retain questions of fits that did not see them."""
+    unseen: tuple[AnswerRow, ...] = ()
+    """Of new questions: answers to retain questions of fits that did not see them."""
     plain_decoding: str | None = None  # with the base model: why answers are decoded plainly
     layer_prior: str | None = None  # with the base model: its scored layers, as a file's text
     model: Identity | None = None  # with the base model: what tells it from another
@@ -150,19 +149,16 @@ class TaskRunner:
             # A worker that began later: its trials check these answers.
             self._watch(task.number, True)
             worker.baseline()
-        self._watch(task.number, task.kind == CONFIRMATION)
+        self._watch(task.number, task.kind != TRIAL)
         if task.kind == TRIAL:
             return Outcome(result=_light(worker.run(task.parameters)))
+        if task.kind == NEW_QUESTIONS:
+            return Outcome(unseen=worker.unseen(task.parameters))
         held_out = self._spec.data.held_out is not None  # there it is reported, not judged
         result = _light(worker.run(task.parameters, full=True, bounded=not held_out, reported=True))
         # Of held-out questions nothing is known yet of the base model.
         baseline = _light(worker.baseline(full=True, reported=True)) if held_out else None
-        left_out: tuple[AnswerRow, ...] = ()
-        if task.left_out:
-            self._watch(task.number, True)
-            with suppress(TrialError):  # what is confirmed is confirmed
-                left_out = worker.left_out(task.parameters)
-        return Outcome(result=result, baseline=baseline, left_out=left_out)
+        return Outcome(result=result, baseline=baseline)
 
 
 def _light(result: TrialResult) -> TrialResult:

@@ -14,7 +14,7 @@ import torch
 
 from lunar_tune.config.options import AUTO
 from lunar_tune.data.records import Record
-from lunar_tune.data.splits import left_out
+from lunar_tune.data.splits import folds
 from lunar_tune.display import Concise
 from lunar_tune.engine.activations import ActivationSource, PromptActivations
 from lunar_tune.engine.cache import ActivationCache
@@ -212,7 +212,7 @@ class Worker:
             checks=checks,
         )
 
-    def left_out(self, parameters: Mapping[str, Any]) -> tuple[AnswerRow, ...]:
+    def unseen(self, parameters: Mapping[str, Any]) -> tuple[AnswerRow, ...]:
         """Return answers of further fits to retain questions that each of them does not see.
 
         `LEFT_OUT` of the questions at a time, `FITS` times (of cross-validation some folds, and not
@@ -224,10 +224,12 @@ class Worker:
         times = FITS if method.edits_one_layer else LONG_FITS
         if not method.sees_retain(parameters):
             return ()
-        for kept, asked in left_out(*sets, share=LEFT_OUT, times=times, seed=seed):
+        self.judge.answers.prepare()  # from the base model
+        for kept, asked in folds(*sets, share=LEFT_OUT, times=times, seed=seed):
             prepared = self._prepared_with(kept)
             with self._left_as_it_was(), prepared.unlearning(parameters, seed=seed) as fit:
-                drive(fit, None, partial(self.judge.check, fit))
+                for _ in fit:
+                    pass
                 fit.finish()
                 rows += self.judge.ask_retain(fit.edited_layer, asked)
         return tuple(rows)

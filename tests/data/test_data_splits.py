@@ -16,9 +16,9 @@ from lunar_tune.data.records import Record
 from lunar_tune.data.splits import (
     Split,
     edges_of,
+    folds,
     groups_file,
     halves_by_edge,
-    left_out,
     read_groups,
     resolve_edges,
     sample_by_edge,
@@ -180,13 +180,13 @@ def test_what_is_left_out_is_asked_and_not_fitted_and_never_twice(
     stranger = Record("B_C", "Does anybody fit this?", "No.")
     again = [Record(one.edge, one.question.upper(), one.answer) for one in records]
     judged = (*again[1:], stranger)
-    folds = list(left_out(records, judged, share=share, times=times, seed=seed))
+    found = list(folds(records, judged, share=share, times=times, seed=seed))
     both = {normalised(one.question) for one in records} & {
         normalised(one.question) for one in judged
     }
     distinct = len({normalised(one.question) for one in records})
     seen: set[str] = set()
-    for kept, asked in folds:
+    for kept, asked in found:
         questions = {normalised(one.question) for one in asked}
         assert questions
         assert not questions & seen
@@ -202,7 +202,7 @@ def test_what_is_left_out_is_asked_and_not_fitted_and_never_twice(
     size = max(1, int(distinct * share))
     if size < distinct:
         assert len(seen) == min(len(both), size * times)
-    assert list(left_out(records, judged, share=share, times=times, seed=seed)) == folds
+    assert list(folds(records, judged, share=share, times=times, seed=seed)) == found
 
 
 def test_groups_are_declared_in_a_file_beside_the_data(tmp_path: Path) -> None:

@@ -15,15 +15,21 @@ from test_study import frozen, study_in
 from lunar_tune.config.options import SearchConfig
 from lunar_tune.driver.loop import DONE, SearchLoop, keep_answers
 from lunar_tune.errors import InputError, LunarTuneError
+from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.metrics.goal import goal_of
 from lunar_tune.study.folder import Folder
 from lunar_tune.study.rows import COMPLETE, FAILED, RUNNING, TrialRow
 from lunar_tune.study.stored_search import StoredSearch
 from lunar_tune.study.study import Study
 from lunar_tune.trial.references import References
-from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, TRIAL, Outcome, Task
+from lunar_tune.trial.tasks import BASE_MODEL, CONFIRMATION, NEW_QUESTIONS, TRIAL, Outcome, Task
 
 KILLED = "RuntimeError: killed"
+
+
+UNSEEN = AnswerRow(
+    set_name="retain", edge="B_C", question="?", truth="so", answer="so", rouge1=1.0, rouge_l=1.0
+)
 
 
 class Heard:
@@ -65,6 +71,12 @@ class Heard:
             self.news.append(("unconfirmed", (row.number, outcome.failure.reason)))
         else:
             self.news.append(("holds" if holds else "falls", row.number))
+
+    def generalising(self, row: TrialRow) -> None:
+        self.news.append(("generalising", row.number))
+
+    def generalised(self, row: TrialRow, outcome: Outcome) -> None:
+        self.news.append(("generalised", (row.number, bool(outcome.unseen))))
 
     @property
     def study(self) -> Study:
@@ -336,15 +348,31 @@ def test_an_error_of_the_search_itself_ends_it_and_is_kept_as_it_is(
     assert heard.loop.next("2") == DONE
 
 
-@pytest.mark.parametrize("bound", ["retain_rouge1>=0.5", "retain_rougeL>=0.5"])
-@pytest.mark.parametrize("count", [4, 5])
-def test_questions_are_left_out_where_what_it_says_of_a_floor_can_be_used(
-    tmp_path: Path, bound: str, count: int
+@pytest.mark.parametrize(
+    ("bound", "count", "news"),
+    [
+        ("retain_rouge1>=0.5", 4, []),
+        ("forget_rouge1<=1", 4, []),
+        ("forget_rouge1<=1", 5, [("generalised", (0, False))]),
+        ("retain_rouge1>=0.5", 5, [("generalising", 0), ("generalised", (0, True))]),
+    ],
+)
+def test_what_is_confirmed_is_asked_new_questions_where_that_has_a_use(
+    tmp_path: Path, bound: str, count: int, news: list[Any]
 ) -> None:
+    """Of a floor of retain ROUGE-1, once there are trials enough to say something; and once."""
     heard = begun(tmp_path, num_trials=count, constrain=(bound,))
     heard.trials(*[ended()] * count)
-    task = heard.next("c")
-    assert (task.kind, task.left_out) == (CONFIRMATION, count == 5 and "rouge1" in bound)
+    assert heard.confirm("c", 0.9) == 0
+    before = len(heard.news)
+    if len(news) == 2:
+        task = heard.next("n")
+        assert (task.kind, task.number) == (NEW_QUESTIONS, 0)
+        assert heard.loop.next("other") == DONE
+        heard.loop.take("n", Outcome(unseen=(UNSEEN,)))
+    assert heard.loop.next("z") == DONE
+    assert heard.loop.found
+    assert heard.news[before:] == news
 
 
 def test_a_search_that_knows_enough_starts_no_trial(tmp_path: Path) -> None:
@@ -352,8 +380,7 @@ def test_a_search_that_knows_enough_starts_no_trial(tmp_path: Path) -> None:
     for stop, count in (("auto", 7), ("never", 12)):
         heard = begun(tmp_path / stop, num_trials=12, stop=stop)
         heard.trials(*[ended(forget=0.0, retain=1.0)] * count)
-        task = heard.next("last")
-        assert (task.kind, task.left_out) == (CONFIRMATION, True)
+        assert heard.next("last").kind == CONFIRMATION
         outlook = {"chance": 0.0, "gain": 0.01, "settled": True, "second_chance": 0.0}
         outlook |= {"enough": True, "more": False}
         assert heard.study.stored.notes["outlook"] == outlook

@@ -5,6 +5,7 @@ And one with held-out questions; on Ray one as in this process, one under random
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -19,18 +20,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chart_specs import legend
-from command_lines import environment, run_command
+from command_lines import environment, run_command, without_ray
 from made_once import copy_store
 from rouge_score.rouge_scorer import RougeScorer
 from search_results import rows_of, statuses
 from shared_searches import FULL_BUDGET, NAME, SAMPLER, SEED, TRIALS, SharedSearch
 
 from lunar_tune.cli.export import export as EXPORT
+from lunar_tune.cli.search import search as SEARCH
 from lunar_tune.cli.unlearn import unlearn as UNLEARN
+from lunar_tune.errors import DivergenceError
+from lunar_tune.metrics.evaluate import AnswerRow
 from lunar_tune.report.charts import trade_off
 from lunar_tune.report.results import SearchResults, short_report, write_static_page
 from lunar_tune.study.folder import Folder, read_answers
+from lunar_tune.study.new_questions import Gap, note_of_kept_again
 from lunar_tune.study.study import StoredStudy
+from lunar_tune.trial.worker import Worker
 from lunar_tune.yaml_files import read_yaml
 
 ROWS = {"forget": 12, "retain": 84, "factual": 81}
@@ -178,6 +184,76 @@ def test_mlflow_has_the_search_its_trials_and_data(finished: SharedSearch, tmp_p
     stored = StoredStudy.read(finished.folder / "study.journal")
     data = stored.notes["description"]["data"]
     assert {name: count for name, (_, count) in data.items()} == ROWS
+
+
+# Of new questions, after five trials
+
+
+@pytest.fixture
+def searched(
+    small: list[str],
+    tmp_path: Path,
+    empty_store: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], tuple[Folder, str]]:
+    """Return what searches a random model, which knows nothing, and gives folder and output."""
+    monkeypatch.setattr("lunar_tune.trial.evaluator.PUBLISHED_MAX_NEW_TOKENS", FULL_BUDGET)
+    empty_store(tmp_path / "runs" / "mlflow.db")
+
+    def search() -> tuple[Folder, str]:
+        options = [*small, "--num-trials", "5", "--sampler", "random", "--seed", "0", "--force"]
+        options += ["--constrain", "retain_rouge1>=0", "--in-process"]
+        options += ["--output", str(tmp_path / "runs"), "--name", "n"]
+        done = without_ray(SEARCH, *options)
+        assert (done.exit_code, done.stderr) == (0, "")
+        return Folder(tmp_path / "runs" / "n"), done.stdout
+
+    return search
+
+
+def test_the_gap_is_between_the_trials_answers_and_those_of_fits_without_the_questions(
+    searched: Callable[[], tuple[Folder, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such fits are made up: each answer has .25 less than in the trial."""
+    gaps: list[Gap | None] = []
+
+    def less(worker: Worker, parameters: dict[str, Any]) -> tuple[AnswerRow, ...]:
+        rows = worker.run(parameters).evaluation.rows
+        asked = [row for row in rows if row.set_name == "retain"][:4]
+        return tuple(dataclasses.replace(row, rouge1=row.rouge1 - 0.25) for row in asked)
+
+    def noted(*told: Any) -> dict[str, Any]:
+        gaps.append(told[-1])
+        return note_of_kept_again(*told)
+
+    monkeypatch.setattr(Worker, "unseen", less)
+    monkeypatch.setattr("lunar_tune.driver.session.note_of_kept_again", noted)
+    searched()
+    (gap,) = gaps
+    assert gap is not None
+    assert (gap.mean, gap.rows) == (pytest.approx(0.25), 4)
+
+
+@pytest.mark.parametrize("lost", ["fit", "answers"])
+def test_a_confirmed_setting_is_found_where_new_questions_cannot_be_asked(
+    searched: Callable[[], tuple[Folder, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+) -> None:
+    def without(worker: Worker, parameters: dict[str, Any]) -> tuple[AnswerRow, ...]:
+        if lost == "fit":
+            raise DivergenceError("in epoch 2")
+        for file in (tmp_path / "runs" / "n" / "trials").glob("?????.parquet"):
+            file.unlink()
+        return worker.run(parameters).evaluation.rows
+
+    monkeypatch.setattr(Worker, "unseen", without)
+    folder, printed = searched()
+    assert "does on new questions is unknown: " in printed
+    assert read_yaml(folder.best)["feasible"] is True
+    assert StoredStudy.read(folder.journal).notes["new_questions"] is None
+    assert "likely" not in (folder.path / "report.md").read_text()
 
 
 # With questions that no trial is judged on: the base model answers them, too

@@ -22,6 +22,7 @@ from lunar_tune.trial.spec import TrialSpec
 from lunar_tune.trial.tasks import (
     BASE_MODEL,
     CONFIRMATION,
+    NEW_QUESTIONS,
     TRIAL,
     Failure,
     Outcome,
@@ -80,18 +81,10 @@ def test_outcomes_are_what_a_worker_gives(runner: TaskRunner, expected: dict[str
         assert outcome.number_format == ("float32" if kind == BASE_MODEL else None)
 
 
-def test_a_confirmation_is_whole_where_what_leaves_questions_out_fails(
-    runner: TaskRunner, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = trial(kind=CONFIRMATION, left_out=True)
-    outcome = runner.run(task)
-    assert light(outcome.result) == expected[CONFIRMATION]
-    assert runner._worker is not None
-    assert outcome.left_out == runner._worker.left_out(SETTING) != ()
-    monkeypatch.setattr(Worker, "left_out", Mock(side_effect=DivergenceError("in epoch 2")))
-    outcome = runner.run(task)
-    assert light(outcome.result) == expected[CONFIRMATION]
-    assert (outcome.failure, outcome.left_out) == (None, ())
+def test_answers_to_new_questions_are_a_workers(runner: TaskRunner, spec: Specs) -> None:
+    outcome = runner.run(trial(kind=NEW_QUESTIONS))
+    assert outcome == Outcome(unseen=Worker(spec()).unseen(SETTING))
+    assert outcome.unseen
 
 
 def test_workers_of_a_search_take_the_number_format_of_the_first(spec: Specs) -> None:

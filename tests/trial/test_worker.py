@@ -64,7 +64,8 @@ def test_a_question_is_left_out_as_if_the_data_never_had_it(
 ) -> None:
     """The same answers as of a worker whose fit has one question less, asked by `run`."""
     made = spec(**options)
-    rows = Worker(made).left_out(setting)
+    first = Worker(made)
+    rows = first.unseen(setting)
     retain = made.data.fit_retain
     assert len(rows) == (LONG_FITS if options else FITS), "an eighth of so few is one question"
     for row in rows:
@@ -75,17 +76,22 @@ def test_a_question_is_left_out_as_if_the_data_never_had_it(
         )
         answers = worker.run(setting).evaluation.rows
         assert row in answers
-    fitted = Worker(made).run(setting).evaluation.rows
+    fitted = first.run(setting).evaluation.rows
+    assert fitted == Worker(made).run(setting).evaluation.rows, "it leaves the worker as it was"
     assert options or any(row not in fitted for row in rows), "it makes a difference"
     unseen = dataclasses.replace(made.data, fit_retain=made.data.fit_forget)
-    assert Worker(dataclasses.replace(made, data=unseen)).left_out(setting) == ()
+    assert Worker(dataclasses.replace(made, data=unseen)).unseen(setting) == ()
 
 
 def test_nothing_is_left_out_of_a_fit_that_keeps_nothing(spec: Specs) -> None:
     rate = {"learning_rate": 0.01}
     worker = Worker(spec(method="npo"))
-    assert worker.left_out(rate) == ()
-    assert len(worker.left_out({**rate, "retain_weight": 1.0})) == LONG_FITS
+    assert worker.unseen(rate) == ()
+    assert len(worker.unseen({**rate, "retain_weight": 1.0})) == LONG_FITS
+    assert Worker(spec(method="ga", fix=("retain_weight=1",))).unseen(rate) == ()
+    steered = {**rate, "layer": 1, "coefficient": 5.0}
+    assert Worker(spec(method="rmu", fix=("steering_alpha=0",))).unseen(steered) == ()
+    assert len(Worker(spec(method="rmu")).unseen(steered)) == LONG_FITS
 
 
 @pytest.mark.parametrize("trained", ["lora", "full"])
