@@ -108,7 +108,7 @@ class SearchResults(Summary, StoredSearch):
         text = f"on as many new questions of the same kind it keeps {asked}: {likely} likely"
         if (gap := note["gap"]) is not None:
             unseen, seen = gap["unseen"], gap["unseen"] + gap["mean"]
-            text += f" ({score_label(FLOORED)} of {gap['rows']} of those asked is {unseen:.3f} "
+            text += f" ({score_label(FLOORED)} on {gap['rows']} of the questions is {unseen:.3f} "
             text += f"where the fit did not see them, {seen:.3f} where it did)"
         if note["surer"] is None:
             return text

@@ -96,7 +96,7 @@ def test_where_the_best_keeps_the_floor_by_luck_a_surer_one_is_named() -> None:
     gap = {"mean": 0.102, "error": 0.03, "rows": 70, "unseen": 0.741}
     results.study.notes["new_questions"] = {**note, "gap": gap, "surer": None}
     assert results.kept_again == (
-        f"{said}43% likely (retain ROUGE-1 of 70 of those asked is 0.741 where the fit did not "
+        f"{said}43% likely (retain ROUGE-1 on 70 of the questions is 0.741 where the fit did not "
         "see them, 0.843 where it did)"
     )
 
