@@ -100,7 +100,7 @@ class SearchLoop:
         self._running: dict[str, Task] = {}
         self._started = 0
         self._candidates: list[TrialRow] | None = None
-        self._best: TrialRow | None = None  # confirmed
+        self._best: TrialRow | None = None  # confirmed, not asked new questions yet
         self._lost: Counter[tuple[str, int]] = Counter()
 
     @property
@@ -152,13 +152,14 @@ class SearchLoop:
         return Task(kind=CONFIRMATION, number=best.number, parameters=best.parameters)
 
     def _new_questions(self) -> NextTask:
-        """Return, once, what shows how the best does on new questions, where that has a use."""
-        row, self._best = self._best, None
-        if self.error is not None or row is None or self.study is None:
+        """Return what shows how the best does on new questions, where that has a use."""
+        row, study = self._best, self.study
+        if self.error is not None or row is None or study is None:
             return DONE
-        if len(self.study.told) < LEAST_BELIEVED:
-            return DONE
-        if self._goal.floor is None:
+        if self._running:
+            return None
+        if self._goal.floor is None or len(study.told) < LEAST_BELIEVED:
+            self._best = None
             self.listener.generalised(row, Outcome())
             return DONE
         self.listener.generalising(row)
@@ -180,8 +181,9 @@ class SearchLoop:
                 self._take_base_model(outcome)
             elif task.kind == CONFIRMATION:
                 self._take_confirmation(task, outcome)
-            elif self.study is not None:
-                self.listener.generalised(self.study.row(task.number), outcome)
+            elif self._best is not None:
+                row, self._best = self._best, None
+                self.listener.generalised(row, outcome)
         except Exception as error:
             self.error = self.error or error
 

@@ -73,7 +73,7 @@ def test_this_process_runs_a_search_to_its_end(tmp_path: Path, runner: MagicMock
     run_in_process(heard.loop, object())
     kinds = [call.args[0].kind for call in runner.run.call_args_list]
     assert kinds == [BASE_MODEL, TRIAL, TRIAL, CONFIRMATION]
-    assert heard.news[-1] == ("holds", 0)
+    assert ("holds", 0) in heard.news
     assert runner.close.call_count == 1
 
 
