@@ -323,10 +323,15 @@ class Goal(Concise):
         return first, others[0]
 
     @property
+    def retaining(self) -> Constraint | None:
+        """The constraint that is a floor of retain ROUGE-1, if there is one."""
+        floors = (c for c in self.constraints if (c.metric, c.sense) == (FLOORED, ">="))
+        return next(floors, None)
+
+    @property
     def floor(self) -> float | None:
         """Least retain ROUGE-1, if that is bounded."""
-        floors = [c.bound for c in self.constraints if (c.metric, c.sense) == (FLOORED, ">=")]
-        return floors[0] if floors else None
+        return self.retaining.bound if self.retaining is not None else None
 
     @property
     def stoppable_floor(self) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from optuna.distributions import BaseDistribution
 
 from lunar_tune.metrics.evaluate import AnswerRow, paired
-from lunar_tune.metrics.goal import FLOORED, Goal
+from lunar_tune.metrics.goal import Goal
 from lunar_tune.study.rows import LEAST_BELIEVED, TrialRow
 from lunar_tune.study.study import Told
 
@@ -85,8 +85,7 @@ def note_of_kept_again(
     them: number and probability of the next trial that is likelier to keep them, among those with
     the better objectives. Nothing where too little is known.
     """
-    floors = [one for one in goal.constraints if (one.metric, one.sense) == (FLOORED, ">=")]
-    chances = kept_again(space, told, {str(one): gap for one in floors if gap}) or []
+    chances = kept_again(space, told, {str(goal.retaining): gap} if gap else {}) or []
     known = [
         (row.number, one.value, chance)
         for row in ranked
